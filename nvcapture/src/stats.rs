@@ -1,0 +1,24 @@
+//! Totals of a source.
+
+/// What a source has handed out and what was lost before it could, since it was opened.
+///
+/// Unit: frames, unless said otherwise. Totals only grow, although the kernel's own counters start again at every read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceStats {
+    /// Frames handed out.
+    pub frames: u64,
+    /// Octets those frames had on the wire.
+    pub wire_octets: u64,
+    /// Frames that came with fewer octets than they had on the wire.
+    pub truncated: u64,
+    /// Frames the kernel dropped because the ring was full.
+    ///
+    /// Source: `tp_drops` of `PACKET_STATISTICS`.
+    #[doc(alias = "tp_drops")]
+    pub dropped: u64,
+    /// Times the kernel found no free block and stood still.
+    ///
+    /// Source: `tp_freeze_q_cnt` of `PACKET_STATISTICS`.
+    #[doc(alias = "tp_freeze_q_cnt")]
+    pub freezes: u64,
+}
