@@ -1,1 +1,27 @@
-//! Flow records.
+//! Meters connections: frames in, bidirectional flow records out.
+//!
+//! No I/O, no clock, no thread: time comes with the frames and with [`Meter::expire`]. The table is bounded, its memory taken at the
+//! start, and nothing is allocated per frame.
+#![forbid(unsafe_code)]
+
+mod config;
+mod error;
+mod key;
+mod meter;
+mod record;
+mod sink;
+mod stats;
+mod tcp;
+mod timeouts;
+
+pub use config::{MeterConfig, Observation};
+pub use error::Error;
+pub use key::{Direction, FlowKey, KeyHasher};
+pub use meter::Meter;
+pub use record::{
+    Endpoint, Field, FlowEndReason, FlowRecord, Labels, Side, TcpRecord, TcpSide, Value, Vantage,
+};
+pub use sink::{Sink, SinkFn, sink_fn};
+pub use stats::MeterStats;
+pub use tcp::TcpState;
+pub use timeouts::Timeouts;

@@ -1,0 +1,56 @@
+//! What a [`crate::Meter`] is told at the start.
+
+use std::time::Duration;
+
+use crate::Timeouts;
+
+/// Where the observation point's id comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Observation {
+    /// There is none.
+    #[default]
+    None,
+    /// All frames are of this one.
+    Fixed(u16),
+    /// Frames carry it: a source address 4e:65:75:56:HH:LL on what leaves container HHLL, such a destination address on what enters it.
+    Marker,
+}
+
+/// How to meter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeterConfig {
+    /// Connections kept at the same time, at most. Their memory is reserved at the start and touched when first used; see
+    /// [`crate::Meter::new`] for how much it is. Default: 131,072.
+    pub max_connections: usize,
+    /// When a connection's record is made.
+    pub timeouts: Timeouts,
+    /// Where the observation point's id comes from. Default: none.
+    pub observation: Observation,
+    /// Whether packets in tunnels are metered by the innermost packet, or by the outermost. Default: the outermost.
+    pub decapsulate: bool,
+    /// Whether equal addresses and ports on different VLANs are different connections. Default: yes.
+    pub vlan_in_key: bool,
+    /// Whether to keep what [`crate::TcpRecord`] holds beside the state: round trips, retransmissions and so on. Costs 56 octets of
+    /// memory for each TCP connection that got past its SYN. Default: yes.
+    pub tcp_metrics: bool,
+    /// A full table gives up a connection for a new one only if it has been idle for so long (half-open, ended and single-packet ones
+    /// are given up at once); otherwise the new one's frame is refused. Default: 1 s.
+    pub protect: Duration,
+    /// The key of the table's hash; `None` for one that the operating system chooses, which is right wherever others choose the frames.
+    pub hash_key: Option<[u64; 2]>,
+}
+
+impl Default for MeterConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 131_072,
+            timeouts: Timeouts::default(),
+            observation: Observation::None,
+            decapsulate: false,
+            vlan_in_key: true,
+            tcp_metrics: true,
+            protect: Duration::from_secs(1),
+            hash_key: None,
+        }
+    }
+}

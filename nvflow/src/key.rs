@@ -1,0 +1,379 @@
+//! What makes frames belong to one connection.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use nvcapture::wire::{Headers, Ip, Transport, TunnelKind, protocol};
+
+use crate::Endpoint;
+
+/// Which way a frame goes between the two ends of a [`FlowKey`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Direction {
+    /// From the lower end to the higher.
+    Up = 0,
+    /// From the higher end to the lower.
+    Down = 1,
+}
+
+impl Direction {
+    /// The other one.
+    #[inline]
+    #[must_use]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Up => Self::Down,
+            Self::Down => Self::Up,
+        }
+    }
+}
+
+/// What all frames of a connection share, whichever way they go: the two ends in order, the protocol, the observation point, the VLAN, the
+/// virtual network, and of ICMP the kind of query.
+///
+/// IPv4 needs 3 words of it, IPv6 6; the first of the last two is never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// IPv4: both addresses in the first word, the others 0. IPv6: lower end, higher end.
+    pub(crate) addresses: [u64; 4],
+    /// Ports, observation point, protocol and flags; then VLAN, virtual network and ICMP type and code.
+    pub(crate) rest: [u64; 2],
+}
+
+pub(crate) mod flag {
+    pub(crate) const V6: u64 = 1;
+    pub(crate) const OBSERVED: u64 = 1 << 1;
+    pub(crate) const PORTS: u64 = 1 << 2;
+    pub(crate) const ICMP: u64 = 1 << 3;
+    pub(crate) const VLAN: u64 = 1 << 4;
+    pub(crate) const NETWORK: u64 = 1 << 5;
+    /// Always set, so that no key is all zeros.
+    pub(crate) const PRESENT: u64 = 1 << 6;
+}
+
+impl FlowKey {
+    /// The key of a frame with `headers`, and which way the frame goes.
+    ///
+    /// `observation_point` is the id its marker address carries; `with_vlan` tells VLANs apart.
+    #[inline]
+    pub fn of(
+        headers: &Headers<'_>,
+        observation_point: Option<u16>,
+        with_vlan: bool,
+    ) -> (Self, Direction) {
+        let mut flags = flag::PRESENT;
+        let mut extra = 0;
+        let (mut source, mut destination) = (0, 0);
+        match headers.transport {
+            Transport::Tcp(tcp) => {
+                (source, destination) = (tcp.source_port(), tcp.destination_port());
+                flags |= flag::PORTS;
+            }
+            Transport::Udp(udp) => {
+                (source, destination) = (udp.source_port(), udp.destination_port());
+                flags |= flag::PORTS;
+            }
+            Transport::Ports {
+                source: a,
+                destination: b,
+            } => {
+                (source, destination) = (a, b);
+                flags |= flag::PORTS;
+            }
+            Transport::Icmp(icmp) => {
+                let (icmp_type, is_query) = icmp_kind(headers.protocol, icmp.icmp_type);
+                if is_query {
+                    source = icmp.identifier.unwrap_or(0);
+                    destination = source;
+                }
+                flags |= flag::ICMP;
+                extra |= u64::from(u16::from_be_bytes([icmp_type, icmp.code])) << 36;
+            }
+            Transport::Other => {}
+        }
+        if let Some(tag) = headers.vlan
+            && with_vlan
+        {
+            flags |= flag::VLAN;
+            extra |= u64::from(tag.vlan_id());
+        }
+        if let Some(tunnel) = headers.tunnel
+            && let Some(id) = tunnel.id
+            && matches!(tunnel.kind, TunnelKind::Vxlan | TunnelKind::Geneve)
+        {
+            flags |= flag::NETWORK;
+            extra |= u64::from(id & 0x00ff_ffff) << 12;
+        }
+        let observed = match observation_point {
+            Some(id) => {
+                flags |= flag::OBSERVED;
+                u64::from(id)
+            }
+            None => 0,
+        };
+        let (addresses, direction) = match headers.ip {
+            Ip::V4(ip) => {
+                let (a, b) = (u32::from(ip.source()), u32::from(ip.destination()));
+                let pair = |a: u32, b: u32| [(u64::from(a) << 32) | u64::from(b), 0, 0, 0];
+                if (a, source) <= (b, destination) {
+                    (pair(a, b), Direction::Up)
+                } else {
+                    (pair(b, a), Direction::Down)
+                }
+            }
+            Ip::V6(ip) => {
+                flags |= flag::V6;
+                let (a, b) = (u128::from(ip.source()), u128::from(ip.destination()));
+                let pair =
+                    |a: u128, b: u128| [(a >> 64) as u64, a as u64, (b >> 64) as u64, b as u64];
+                if (a, source) <= (b, destination) {
+                    (pair(a, b), Direction::Up)
+                } else {
+                    (pair(b, a), Direction::Down)
+                }
+            }
+        };
+        let (low, high) = match direction {
+            Direction::Up => (source, destination),
+            Direction::Down => (destination, source),
+        };
+        let first = (u64::from(low) << 48)
+            | (u64::from(high) << 32)
+            | (observed << 16)
+            | (u64::from(headers.protocol) << 8)
+            | flags;
+        (
+            Self {
+                addresses,
+                rest: [first, extra],
+            },
+            direction,
+        )
+    }
+
+    /// The same, with neither ports nor what ICMP adds: what the fragments of one packet share.
+    #[inline]
+    pub(crate) const fn without_ports(mut self) -> Self {
+        self.rest[0] &= 0x0000_0000_ffff_ffff & !(flag::PORTS | flag::ICMP);
+        self.rest[1] &= (1 << 36) - 1;
+        self
+    }
+
+    #[inline]
+    const fn has(&self, flag: u64) -> bool {
+        self.rest[0] & flag != 0
+    }
+
+    /// Whether its addresses are IPv6.
+    #[inline]
+    pub const fn is_ipv6(&self) -> bool {
+        self.has(flag::V6)
+    }
+
+    /// The protocol above IP.
+    #[inline]
+    pub const fn protocol(&self) -> u8 {
+        (self.rest[0] >> 8) as u8
+    }
+
+    /// Whether the ports of the ends are known.
+    pub const fn has_ports(&self) -> bool {
+        self.has(flag::PORTS)
+    }
+
+    /// The observation point.
+    pub fn observation_point(&self) -> Option<u16> {
+        self.has(flag::OBSERVED)
+            .then_some((self.rest[0] >> 16) as u16)
+    }
+
+    /// The VLAN, when the key tells VLANs apart.
+    pub fn vlan_id(&self) -> Option<u16> {
+        self.has(flag::VLAN)
+            .then_some((self.rest[1] & 0x0fff) as u16)
+    }
+
+    /// ICMP type and code of the query, type times 256 and code.
+    pub fn icmp_type_code(&self) -> Option<u16> {
+        self.has(flag::ICMP).then_some((self.rest[1] >> 36) as u16)
+    }
+
+    /// The two ends, the lower first. Ports are 0 where there are none.
+    pub fn ends(&self) -> (Endpoint, Endpoint) {
+        let [a, b, c, d] = self.addresses;
+        let (low, high): (IpAddr, IpAddr) = if self.is_ipv6() {
+            let v6 = |x: u64, y: u64| Ipv6Addr::from((u128::from(x) << 64) | u128::from(y));
+            (v6(a, b).into(), v6(c, d).into())
+        } else {
+            (
+                Ipv4Addr::from((a >> 32) as u32).into(),
+                Ipv4Addr::from(a as u32).into(),
+            )
+        };
+        let port = |shift: u32| {
+            if self.has_ports() {
+                (self.rest[0] >> shift) as u16
+            } else {
+                0
+            }
+        };
+        (
+            Endpoint {
+                address: low,
+                port: port(48),
+            },
+            Endpoint {
+                address: high,
+                port: port(32),
+            },
+        )
+    }
+}
+
+/// Of an ICMP reply the type of its query, and whether the type is one of those that have an identifier.
+#[inline]
+const fn icmp_kind(protocol: u8, icmp_type: u8) -> (u8, bool) {
+    match (protocol, icmp_type) {
+        // Echo, timestamp, information, address mask.
+        (protocol::ICMP, 8 | 13 | 15 | 17) => (icmp_type, true),
+        (protocol::ICMP, 0) => (8, true),
+        (protocol::ICMP, 14 | 16 | 18) => (icmp_type - 1, true),
+        (protocol::ICMPV6, 128) => (128, true),
+        (protocol::ICMPV6, 129) => (128, true),
+        _ => (icmp_type, false),
+    }
+}
+
+/// Whether an ICMP message answers a query, so that its receiver is the initiator.
+#[inline]
+pub(crate) const fn is_icmp_reply(protocol: u8, icmp_type: u8) -> bool {
+    let (query, is_query) = icmp_kind(protocol, icmp_type);
+    is_query && query != icmp_type
+}
+
+/// SipHash-1-3 under a secret key, so that nobody can choose addresses and ports that collide.
+///
+/// The same function as `siphasher::sip::SipHasher13` over the words' octets, less the buffering.
+#[derive(Clone, Copy)]
+pub struct KeyHasher {
+    state: [u64; 4],
+}
+
+impl std::fmt::Debug for KeyHasher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyHasher { .. }") // the key stays secret
+    }
+}
+
+impl KeyHasher {
+    /// A hasher under `key`.
+    pub const fn new(key: [u64; 2]) -> Self {
+        let [a, b] = key;
+        Self {
+            state: [
+                a ^ 0x736f_6d65_7073_6575,
+                b ^ 0x646f_7261_6e64_6f6d,
+                a ^ 0x6c79_6765_6e65_7261,
+                b ^ 0x7465_6462_7974_6573,
+            ],
+        }
+    }
+
+    /// A hasher under a key that the operating system chose, as it does for the standard library's hash maps.
+    pub fn random() -> Self {
+        let source = RandomState::new();
+        Self::new([source.hash_one(0_u64), source.hash_one(1_u64)])
+    }
+
+    /// The hash of `key`.
+    #[inline]
+    pub fn hash(&self, key: &FlowKey) -> u64 {
+        if key.is_ipv6() {
+            self.hash_v6(key)
+        } else {
+            self.hash_v4(key)
+        }
+    }
+
+    #[inline]
+    fn hash_v4(&self, key: &FlowKey) -> u64 {
+        // 23 octets: two words, then seven octets and the length.
+        let state = compress(compress(self.state, key.addresses[0]), key.rest[0]);
+        finish(compress(state, key.rest[1] | (23 << 56)))
+    }
+
+    #[inline]
+    fn hash_v6(&self, key: &FlowKey) -> u64 {
+        let mut state = self.state;
+        for word in key.addresses {
+            state = compress(state, word);
+        }
+        finish(compress(
+            compress(state, key.rest[0]),
+            key.rest[1] | (47 << 56),
+        ))
+    }
+}
+
+#[inline(always)]
+const fn round([mut a, mut b, mut c, mut d]: [u64; 4]) -> [u64; 4] {
+    a = a.wrapping_add(b);
+    c = c.wrapping_add(d);
+    b = b.rotate_left(13) ^ a;
+    d = d.rotate_left(16) ^ c;
+    a = a.rotate_left(32);
+    c = c.wrapping_add(b);
+    a = a.wrapping_add(d);
+    b = b.rotate_left(17) ^ c;
+    d = d.rotate_left(21) ^ a;
+    c = c.rotate_left(32);
+    [a, b, c, d]
+}
+
+#[inline(always)]
+const fn compress([a, b, c, d]: [u64; 4], word: u64) -> [u64; 4] {
+    let [a, b, c, d] = round([a, b, c, d ^ word]);
+    [a ^ word, b, c, d]
+}
+
+#[inline(always)]
+const fn finish([a, b, c, d]: [u64; 4]) -> u64 {
+    let [a, b, c, d] = round(round(round([a, b, c ^ 0xff, d])));
+    a ^ b ^ c ^ d
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::Hasher;
+
+    use siphasher::sip::SipHasher13;
+
+    use super::*;
+
+    #[test]
+    fn hash_is_siphash_1_3() {
+        let hasher = KeyHasher::new([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]);
+        for (addresses, v6) in [
+            ([0x0a00_0001_0a00_0002, 0, 0, 0], 0),
+            ([1, 2, 3, u64::MAX], flag::V6),
+        ] {
+            let key = FlowKey {
+                addresses,
+                rest: [
+                    0x1234_5678_0000_0600 | v6 | flag::PRESENT,
+                    0x000f_eeee_dddd_cccc,
+                ],
+            };
+            let mut oracle =
+                SipHasher13::new_with_keys(0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908);
+            let words = if v6 == 0 { 1 } else { 4 };
+            for word in &key.addresses[..words] {
+                oracle.write(&word.to_le_bytes());
+            }
+            oracle.write(&key.rest[0].to_le_bytes());
+            oracle.write(&key.rest[1].to_le_bytes()[..7]);
+            assert_eq!(hasher.hash(&key), oracle.finish());
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What a meter has done.
+
+/// Totals of a [`crate::Meter`]; they only grow, but for [`connections`](Self::connections).
+///
+/// Every frame is in exactly one of four: `frames = metered + not_ip + unparsed + refused`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MeterStats {
+    /// Frames read.
+    pub frames: u64,
+    /// Frames counted to a connection.
+    pub metered: u64,
+    /// Frames without an IP packet: ARP, LLDP and the like.
+    pub not_ip: u64,
+    /// Frames that are malformed, cut off before the addresses, or of a link type that is not read.
+    pub unparsed: u64,
+    /// Frames of new connections for which the full table had no room.
+    pub refused: u64,
+    /// Of the frames metered: later fragments, counted to their first fragment's connection.
+    pub fragments: u64,
+    /// Of the frames metered: later fragments whose first was not seen, counted by pair of addresses.
+    pub fragments_without_first: u64,
+    /// Of the frames metered: those taken out of a tunnel.
+    pub decapsulated: u64,
+    /// Connections opened in the table.
+    pub opened: u64,
+    /// Connections in the table now.
+    pub connections: u64,
+    /// The most connections there ever were at the same time.
+    pub high_water: u64,
+    /// Connections given up for new ones: those that had ended already.
+    pub evicted_ended: u64,
+    /// Connections given up for new ones: half-open or of a single packet.
+    pub evicted_embryonic: u64,
+    /// Connections given up for new ones: others, the longest idle.
+    pub evicted_idle: u64,
+    /// Records made.
+    pub records: u64,
+    /// Records made after the sink had failed or asked for no more; they are lost.
+    pub undelivered: u64,
+}
+
+impl MeterStats {
+    /// Whether every frame is accounted for.
+    pub const fn is_balanced(&self) -> bool {
+        self.frames == self.metered + self.not_ip + self.unparsed + self.refused
+    }
+}
