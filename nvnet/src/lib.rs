@@ -1,1 +1,50 @@
-//! Attach.
+//! Attaches a container's network interfaces to the bridge `nv-br`, over netlink alone.
+//!
+//! See the crate's README for what an attachment changes on a system, and `docs/architecture.md` for why.
+//!
+//! ```no_run
+//! use nvnet::{Mode, Netns, Plan, Workload};
+//!
+//! # fn main() -> Result<(), nvnet::Error> {
+//! let host = Netns::current()?;
+//! let target = Netns::of_pid(4711)?;
+//! let workload = Workload { name: "web-1".into(), ..Workload::default() };
+//!
+//! let plan = Plan::new(&host, &target, workload).mode(Mode::Mirror).check()?;
+//! for step in plan.steps() {
+//!     println!("{step}");
+//! }
+//! for attachment in plan.attach()? {
+//!     println!("{} is read on nv-br as {}", attachment.interface, attachment.id.mac());
+//!     nvnet::detach(&host, attachment.id)?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod attach;
+mod attr;
+mod bpf;
+mod error;
+mod features;
+mod identity;
+mod ids;
+mod inventory;
+pub mod lab;
+mod link;
+mod lock;
+mod netns;
+mod socket;
+mod sys;
+mod sysctl;
+mod tc;
+
+pub use attach::{CheckedPlan, Plan, Step, detach, detach_observed};
+pub use error::Error;
+pub use features::{Features, Probe};
+pub use ids::{
+    AttachmentId, BRIDGE, EX_PREFIX, GROUP, MAC_PREFIX, MacAddr, Mode, PORT_PREFIX, Workload,
+};
+pub use inventory::{Attachment, Health, Repaired, links, list, repair};
+pub use link::{Link, LinkStats};
+pub use netns::{Netns, NetnsId};

@@ -1,0 +1,1415 @@
+//! Attach and detach, as steps that can be shown before and taken back after.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use netlink_packet_route::tc::TcActionType;
+
+use crate::bpf::{self, Way};
+use crate::features::Features;
+use crate::identity::{self, Identity};
+use crate::ids::{self, GROUP, Record};
+use crate::inventory::{self, Attachment, Health};
+use crate::link::{self, Link, PairEnd};
+use crate::lock::Lock;
+use crate::socket::{Request, RouteSocket};
+use crate::tc::{self, Classifier, Filter, Hook, Mirred};
+use crate::{AttachmentId, BRIDGE, Error, MAC_PREFIX, MacAddr, Mode, Netns, Workload, sysctl};
+
+/// Largest MTU of a bridge: every port's frames fit.
+const BRIDGE_MTU: u32 = 65_535;
+/// How long the kernel may take to make IPv6 addresses usable; it takes about a millisecond.
+const IPV6_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What to attach, and how.
+#[derive(Clone, Debug)]
+#[must_use = "a plan changes nothing until it is checked and attached"]
+pub struct Plan {
+    host: Netns,
+    target: Netns,
+    workload: Workload,
+    mode: Mode,
+    interfaces: Vec<String>,
+}
+
+impl Plan {
+    /// Attaches the interfaces of `target`, seen from `host`, as `workload`'s.
+    pub fn new(host: &Netns, target: &Netns, workload: Workload) -> Self {
+        Self {
+            host: host.clone(),
+            target: target.clone(),
+            workload,
+            mode: Mode::default(),
+            interfaces: vec![],
+        }
+    }
+
+    /// How; [`Mode::Inline`] unless said otherwise.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Attaches this interface, and others only when they are named too. Without any name: every Ethernet interface
+    /// that is up.
+    pub fn interface(mut self, name: &str) -> Self {
+        self.interfaces.push(name.into());
+        self
+    }
+
+    /// Looks whether it can be done, and how; changes nothing. Other processes wait with their changes until the
+    /// checked plan is attached or dropped.
+    ///
+    /// # Errors
+    /// Everything that can be known before: no such interface, attached already, a mode that would cut connections, a
+    /// kernel without a feature, no free id.
+    pub fn check(self) -> Result<CheckedPlan, Error> {
+        if self.host == self.target {
+            return Err(Error::HostNetwork {
+                netns: self.target.label().into(),
+            });
+        }
+        for name in &self.interfaces {
+            ids::check_name(name)?;
+        }
+        let lock = Lock::of(&self.host)?;
+        let mut host = RouteSocket::open(&self.host)?;
+        let mut target = RouteSocket::open(&self.target)?;
+        let features = Features::probe()?;
+        features.need(self.mode == Mode::Inline)?;
+        check_bridge(&mut host)?;
+
+        let links = link::all(&mut target)?;
+        let chosen = choose(&links, &self.interfaces, self.target.label())?;
+        let attached = inventory::read(&mut host)?;
+        let ino = self.target.id().ino;
+        let mut free = free_ids(&mut host, &attached)?;
+        let mut interfaces = Vec::new();
+        for link in chosen {
+            let same = |a: &&Attachment| a.record.netns_ino == ino && a.interface == link.name;
+            if let Some(there) = attached.iter().find(same) {
+                return Err(Error::AlreadyAttached {
+                    interface: link.name.clone(),
+                    netns: self.target.label().into(),
+                    id: there.id,
+                });
+            }
+            let id = free.next().ok_or(Error::Exhausted {
+                what: "id",
+                taken: attached.len(),
+            })?;
+            interfaces.push(self.check_interface(
+                &mut host,
+                &mut target,
+                &features,
+                &links,
+                link,
+                id,
+            )?);
+        }
+        let steps = steps(self.mode, &interfaces, &self.target);
+        Ok(CheckedPlan {
+            lock,
+            host,
+            target,
+            features,
+            interfaces,
+            steps,
+            mode: self.mode,
+        })
+    }
+
+    fn check_interface(
+        &self,
+        host: &mut RouteSocket,
+        target: &mut RouteSocket,
+        features: &Features,
+        links: &[Link],
+        link: &Link,
+        id: AttachmentId,
+    ) -> Result<Interface, Error> {
+        let refuse = |why: String| Error::Unsafe {
+            mode: self.mode,
+            interface: link.name.clone(),
+            netns: self.target.label().into(),
+            why,
+        };
+        let mac = link
+            .mac
+            .ok_or_else(|| refuse("it has no Ethernet address".into()))?;
+        let foreign = |standing: Vec<tc::Standing>| {
+            standing
+                .into_iter()
+                .filter(|f| !f.is_ours())
+                .collect::<Vec<_>>()
+        };
+        let behind = |hook: Hook| {
+            refuse(format!(
+                "another tool's filter stands first (pref 1) on its {}",
+                hook.name()
+            ))
+        };
+        let record = |had_clsact| Record {
+            id,
+            mode: self.mode,
+            interface: link.name.clone(),
+            mac,
+            ifindex: link.index,
+            netns_ino: self.target.id().ino,
+            addr_gen_mode: link.addr_gen_mode,
+            had_clsact,
+            workload: self.workload.clone(),
+        };
+        let has_clsact = |socket: &mut RouteSocket, index| -> Result<bool, Error> {
+            Ok(tc::qdiscs(socket)?
+                .iter()
+                .any(|q| q.link == index && q.is_clsact()))
+        };
+        let place = match self.mode {
+            Mode::Inline => {
+                if !link.is_kind("veth") {
+                    let kind = link.kind.as_deref().unwrap_or("physical");
+                    return Err(refuse(format!(
+                        "it is no veth but {kind}: what it receives depends on its addresses"
+                    )));
+                }
+                if let Some(above) = identity::stacked_on(links, link).first() {
+                    return Err(refuse(format!(
+                        "`{}` stands on it and would lose its frames",
+                        above.name
+                    )));
+                }
+                if let Some(master) = link.master {
+                    let master = links
+                        .iter()
+                        .find(|l| l.index == master)
+                        .map_or("another link", |l| &l.name);
+                    return Err(refuse(format!("it is a port of `{master}`")));
+                }
+                if link.has_xdp {
+                    return Err(refuse("an XDP program is attached to it".into()));
+                }
+                if let Err(why) = &features.rename_up {
+                    return Err(Error::Unsupported {
+                        feature: "rename of a link that is up (Linux 6.2)",
+                        why: why.clone(),
+                    });
+                }
+                let ingress = foreign(tc::filters(target, link.index, Hook::Ingress)?);
+                let pref = tc::first_pref(&ingress).ok_or_else(|| behind(Hook::Ingress))?;
+                let ex = ids::ex_name(&link.name);
+                if let Some(there) = links.iter().find(|l| l.name == ex) {
+                    return Err(Error::Foreign {
+                        name: there.name.clone(),
+                        netns: self.target.label().into(),
+                        why: "no attachment of ours uses it".into(),
+                    });
+                }
+                let had_clsact = has_clsact(target, link.index)?;
+                Place::Inline {
+                    ex,
+                    pref,
+                    record: record(had_clsact),
+                }
+            }
+            Mode::Mirror => {
+                let port = host_end(host, &self.target, link)?.ok_or_else(|| {
+                    refuse("it is no veth with its other end on this host, so the host does not see its frames".into())
+                })?;
+                let standing = tc::all_filters(host, port.index)?;
+                let pref = |hook: Hook| {
+                    let here = standing
+                        .iter()
+                        .filter(|f| f.hook == hook && !f.is_ours())
+                        .cloned()
+                        .collect::<Vec<_>>();
+                    tc::first_pref(&here).ok_or_else(|| behind(hook))
+                };
+                let prefs = (pref(Hook::Ingress)?, pref(Hook::Egress)?);
+                let had_clsact = has_clsact(host, port.index)?;
+                Place::Mirror {
+                    port,
+                    prefs,
+                    record: record(had_clsact),
+                }
+            }
+        };
+        Ok(Interface {
+            link: link.clone(),
+            mac,
+            id,
+            place,
+        })
+    }
+}
+
+/// The interfaces to attach: those named, or all that carry frames.
+fn choose<'l>(links: &'l [Link], names: &[String], netns: &str) -> Result<Vec<&'l Link>, Error> {
+    let present = || {
+        links
+            .iter()
+            .map(|link| link.name.clone())
+            .collect::<Vec<_>>()
+    };
+    if names.is_empty() {
+        let ours = |link: &Link| link.group == GROUP || link.name.starts_with(ids::EX_PREFIX);
+        let attached: Vec<_> = links.iter().filter(|link| link.group == GROUP).collect();
+        let chosen: Vec<_> = links
+            .iter()
+            .filter(|l| l.is_ethernet() && l.is_up() && !ours(l))
+            .collect();
+        return match (chosen.is_empty(), attached.first()) {
+            (false, _) => Ok(chosen),
+            // Everything is attached: say so for the first, where the caller looks the id up.
+            (true, Some(first)) => Ok(vec![first]),
+            (true, None) => Err(Error::NothingToAttach {
+                netns: netns.into(),
+                present: present(),
+            }),
+        };
+    }
+    let mut chosen: Vec<&Link> = Vec::new();
+    for name in names {
+        let link = links
+            .iter()
+            .find(|link| link.name == *name)
+            .ok_or_else(|| Error::NoSuchInterface {
+                interface: name.clone(),
+                netns: netns.into(),
+                present: present(),
+            })?;
+        if link.is_loopback() || !link.is_ethernet() {
+            return Err(Error::NothingToAttach {
+                netns: netns.into(),
+                present: vec![name.clone()],
+            });
+        }
+        if !chosen.iter().any(|there| there.index == link.index) {
+            chosen.push(link);
+        }
+    }
+    Ok(chosen)
+}
+
+/// The ids that no link and no filter uses, from 1 on.
+fn free_ids(
+    host: &mut RouteSocket,
+    attached: &[Attachment],
+) -> Result<impl Iterator<Item = AttachmentId> + use<>, Error> {
+    let mut taken: BTreeSet<AttachmentId> =
+        attached.iter().map(|attachment| attachment.id).collect();
+    let links = link::all(host)?;
+    taken.extend(links.iter().filter_map(|l| {
+        l.name
+            .strip_prefix(ids::PORT_PREFIX)?
+            .parse::<AttachmentId>()
+            .ok()
+    }));
+    Ok((1..=u16::MAX)
+        .filter_map(AttachmentId::new)
+        .filter(move |id| !taken.contains(id)))
+}
+
+/// The other end of a veth pair, when it is in the host's namespace.
+fn host_end(host: &mut RouteSocket, target: &Netns, link: &Link) -> Result<Option<Link>, Error> {
+    let Some(peer) = link.link.filter(|_| link.is_kind("veth")) else {
+        return Ok(None);
+    };
+    let Some(port) = link::by_index(host, peer)? else {
+        return Ok(None);
+    };
+    let points_back = port.is_kind("veth") && port.link == Some(link.index);
+    let there = inventory::nsid(host, target)?;
+    Ok((points_back && there.is_some() && port.link_netnsid == there).then_some(port))
+}
+
+fn check_bridge(host: &mut RouteSocket) -> Result<Option<Link>, Error> {
+    let bridge = link::by_name(host, BRIDGE)?;
+    if let Some(bridge) = bridge
+        .as_ref()
+        .filter(|b| b.group != GROUP || !b.is_kind("bridge"))
+    {
+        return Err(Error::Foreign {
+            name: BRIDGE.into(),
+            netns: host.netns().label().into(),
+            why: format!("it is in link group {}, ours is {GROUP:#x}", bridge.group),
+        });
+    }
+    Ok(bridge)
+}
+
+/// One interface of a plan.
+#[derive(Clone, Debug)]
+struct Interface {
+    link: Link,
+    mac: MacAddr,
+    id: AttachmentId,
+    place: Place,
+}
+
+/// Where its rules go.
+#[derive(Clone, Debug)]
+enum Place {
+    Inline {
+        ex: String,
+        pref: u16,
+        record: Record,
+    },
+    Mirror {
+        port: Link,
+        prefs: (u16, u16),
+        record: Record,
+    },
+}
+
+/// One step of a plan: what it does, and what takes it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    action: Action,
+    /// Which interface of the plan.
+    interface: usize,
+    text: String,
+    undo: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Bridge,
+    Pair,
+    Port,
+    Inside,
+    Early,
+    Switch,
+    Verify,
+    Mirror(Way),
+}
+
+impl Step {
+    /// What takes it back, in words.
+    pub fn undo(&self) -> &str {
+        &self.undo
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn steps(mode: Mode, interfaces: &[Interface], target: &Netns) -> Vec<Step> {
+    let netns = target.label();
+    let mut steps = vec![Step {
+        action: Action::Bridge,
+        interface: 0,
+        text: format!("create the bridge {BRIDGE} with its drop rules, if it is not there"),
+        undo: format!("delete {BRIDGE} if nothing else uses it"),
+    }];
+    for (at, interface) in interfaces.iter().enumerate() {
+        let mut step = |action, text: String, undo: &str| {
+            steps.push(Step {
+                action,
+                interface: at,
+                text,
+                undo: undo.into(),
+            });
+        };
+        let Interface {
+            link,
+            mac,
+            id,
+            place,
+        } = interface;
+        let name = &link.name;
+        match place {
+            Place::Inline { ex, .. } => {
+                let (port, tmp) = (id.port(), id.tmp());
+                let with_port = format!("goes with {port}");
+                step(
+                    Action::Pair,
+                    format!(
+                        "create the veth pair {port} (host) and {tmp} ({netns}), MAC {mac}, MTU {}",
+                        link.mtu
+                    ),
+                    &format!("delete {port}"),
+                );
+                step(
+                    Action::Port,
+                    format!(
+                        "make {port} an isolated port of {BRIDGE}; rules: mark {}, redirect to {BRIDGE}",
+                        id.mac()
+                    ),
+                    &with_port,
+                );
+                step(
+                    Action::Inside,
+                    format!(
+                        "give {tmp} the sysctls of {name}; rule: what it sends goes out through {name}; set it up"
+                    ),
+                    &with_port,
+                );
+                step(
+                    Action::Early,
+                    format!("add the IPv6 addresses of {name} to {tmp}"),
+                    &with_port,
+                );
+                step(
+                    Action::Switch,
+                    format!(
+                        "in one message: {name} becomes {ex}, {tmp} becomes {name} with its addresses, routes and neighbours; rule: what {ex} receives goes to {name}"
+                    ),
+                    &format!("in one message: all back onto {ex}, which becomes {name}"),
+                );
+                step(
+                    Action::Verify,
+                    format!("compare {name} with what it was"),
+                    "nothing to undo",
+                );
+            }
+            Place::Mirror { port, .. } => {
+                debug_assert_eq!(mode, Mode::Mirror);
+                let port = &port.name;
+                let gone = format!("delete our filter of {port}");
+                step(
+                    Action::Mirror(Way::Leaves),
+                    format!(
+                        "copy what {name} sends from {port} to {BRIDGE}, marked {}",
+                        id.mac()
+                    ),
+                    &gone,
+                );
+                step(
+                    Action::Mirror(Way::Enters),
+                    format!(
+                        "copy what {name} receives from {port} to {BRIDGE}, marked {}",
+                        id.mac()
+                    ),
+                    &gone,
+                );
+            }
+        }
+    }
+    steps
+}
+
+/// A plan that was found to be possible; it holds the lock of its host namespace.
+#[must_use = "a checked plan changes nothing until it is attached"]
+pub struct CheckedPlan {
+    interfaces: Vec<Interface>,
+    steps: Vec<Step>,
+    mode: Mode,
+    features: Features,
+    host: RouteSocket,
+    target: RouteSocket,
+    lock: Lock,
+}
+
+impl fmt::Debug for CheckedPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CheckedPlan")
+            .field("mode", &self.mode)
+            .field("steps", &self.steps)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CheckedPlan {
+    /// What will be done, in order.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Does it. Either everything is attached afterwards, or everything is as it was.
+    ///
+    /// # Errors
+    /// [`Error::Undone`] when a step failed and all was taken back, [`Error::RollbackIncomplete`] when that failed too.
+    pub fn attach(self) -> Result<Vec<Attachment>, Error> {
+        self.attach_observed(|_, _| Ok(()))
+    }
+
+    /// As [`attach`](Self::attach), but asks `before` ahead of every step, with the number of the step; an error from it
+    /// is a failure of that step.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn attach_observed(
+        self,
+        mut before: impl FnMut(usize, &Step) -> Result<(), Error>,
+    ) -> Result<Vec<Attachment>, Error> {
+        let Self {
+            interfaces,
+            steps,
+            features,
+            mut host,
+            mut target,
+            lock,
+            mode: _,
+        } = self;
+        let mut transaction = Transaction {
+            host: &mut host,
+            target: &mut target,
+            features,
+            done: Vec::new(),
+        };
+        for (number, step) in steps.iter().enumerate() {
+            let interface = &interfaces[step.interface];
+            let span =
+                tracing::debug_span!("attach", interface = interface.link.name, step = step.text);
+            let _entered = span.enter();
+            if let Err(error) = before(number, step).and_then(|()| transaction.run(step, interface))
+            {
+                return Err(transaction.abort(error));
+            }
+        }
+        let ids: BTreeSet<_> = interfaces.iter().map(|interface| interface.id).collect();
+        let attached = inventory::read(&mut host)?;
+        drop(lock);
+        Ok(attached
+            .into_iter()
+            .filter(|attachment| ids.contains(&attachment.id))
+            .collect())
+    }
+}
+
+/// A change that was made, with what is needed to take it back.
+enum Done {
+    Bridge,
+    Pair {
+        port: String,
+    },
+    Switch {
+        switch: Box<Switch>,
+        before: Box<Before>,
+    },
+    Mirror {
+        port: Link,
+        id: AttachmentId,
+        had_clsact: bool,
+    },
+}
+
+impl Done {
+    fn left(&self) -> String {
+        match self {
+            Self::Bridge => BRIDGE.into(),
+            Self::Pair { port } => port.clone(),
+            Self::Switch { switch, .. } => {
+                format!("{} in place of {}", switch.new.tmp(), switch.name)
+            }
+            Self::Mirror { port, .. } => format!("our filters on {}", port.name),
+        }
+    }
+}
+
+/// What an interface was before it was touched.
+struct Before {
+    identity: Identity,
+    settings: sysctl::Settings,
+}
+
+/// The changes made so far; what is not committed is taken back, newest first.
+struct Transaction<'s> {
+    host: &'s mut RouteSocket,
+    target: &'s mut RouteSocket,
+    features: Features,
+    done: Vec<Done>,
+}
+
+impl Transaction<'_> {
+    fn run(&mut self, step: &Step, interface: &Interface) -> Result<(), Error> {
+        match (step.action, &interface.place) {
+            (Action::Bridge, _) => {
+                self.done.push(Done::Bridge);
+                ensure_bridge(self.host)
+            }
+            (Action::Pair, Place::Inline { .. }) => self.pair(interface),
+            (Action::Port, Place::Inline { record, .. }) => self.port(interface, record),
+            (Action::Inside, Place::Inline { .. }) => self.inside(interface),
+            (Action::Early, Place::Inline { .. }) => {
+                let new = self.new_link(interface)?;
+                let identity = Identity::read(self.target, &[interface.link.index])?;
+                early(self.target, &identity, new.index)
+            }
+            (Action::Switch, Place::Inline { ex, pref, record }) => {
+                self.switch(interface, ex, *pref, record)
+            }
+            (Action::Verify, Place::Inline { .. }) => self.verify(interface),
+            (
+                Action::Mirror(way),
+                Place::Mirror {
+                    port,
+                    prefs,
+                    record,
+                },
+            ) => self.mirror(interface, way, port, *prefs, record),
+            (action, place) => unreachable!("{action:?} is no step of {place:?}"),
+        }
+    }
+
+    fn pair(&mut self, interface: &Interface) -> Result<(), Error> {
+        let Interface { link, mac, id, .. } = interface;
+        let (port, tmp) = (id.port(), id.tmp());
+        let end = |name| PairEnd {
+            name,
+            mac: *mac,
+            mtu: link.mtu,
+            txqlen: link.txqlen,
+        };
+        let host_mac = PairEnd {
+            mac: host_mac(*id),
+            ..end(&port)
+        };
+        let netns = self.target.netns().clone();
+        self.host
+            .send(link::add_pair(&host_mac, &end(&tmp), netns.as_fd()))?;
+        self.done.push(Done::Pair { port });
+        Ok(())
+    }
+
+    fn port(&mut self, interface: &Interface, record: &Record) -> Result<(), Error> {
+        let Interface { mac, id, .. } = interface;
+        let name = id.port();
+        let name = &name;
+        let port = existing(self.host, name)?.index;
+        let bridge = existing(self.host, BRIDGE)?.index;
+        let program = bpf::load(c"nv_mark", &bpf::mark(*id, *mac))?;
+        let mark = Filter {
+            link: port,
+            hook: Hook::Ingress,
+            pref: tc::PREF,
+            classifier: Classifier::Ebpf(program.as_fd()),
+            name: format!("{} mark id={id}", tc::NAME),
+            class: id.number(),
+            mirred: vec![Mirred::IngressRedirect(bridge)],
+            then: TcActionType::Stolen,
+            direct_action: false,
+        };
+        let mut batch = vec![link::alias(port, name, &record.encode())];
+        if sysctl::has_ipv6(self.host.netns())? {
+            batch.push(link::addr_gen_mode(port, name, link::ADDR_GEN_MODE_NONE));
+        }
+        batch.extend([
+            link::master(port, name, bridge),
+            link::isolate(port, name),
+            tc::add_clsact(port, name),
+            tc::drop_all(port, Hook::Egress, format!("{} drop", tc::NAME)).add(name),
+            mark.add(name),
+            link::up(port, name),
+        ]);
+        self.host.batch(&batch)
+    }
+
+    fn inside(&mut self, interface: &Interface) -> Result<(), Error> {
+        let Interface { link, .. } = interface;
+        let new = self.new_link(interface)?;
+        let name = &new.name;
+        let netns = self.target.netns().clone();
+        let settings = sysctl::read(&netns, &link.name)?;
+        sysctl::write(&netns, name, &settings)?;
+        let program = bpf::load(c"nv_leaves", &bpf::not_from(link.index))?;
+        let leaves = Filter {
+            link: new.index,
+            hook: Hook::Egress,
+            pref: tc::PREF,
+            classifier: Classifier::Ebpf(program.as_fd()),
+            name: format!("{} leaves", tc::NAME),
+            class: bpf::LEAVES,
+            mirred: vec![Mirred::EgressMirror(link.index)],
+            then: TcActionType::Ok,
+            direct_action: false,
+        };
+        // What is left on this hook are the copies of frames that entered: they get their class and go on to the host.
+        let entered = Filter {
+            pref: tc::PREF + 1,
+            classifier: Classifier::Classic(u32::from(bpf::ENTERED)),
+            name: format!("{} entered", tc::NAME),
+            class: bpf::ENTERED,
+            mirred: vec![],
+            ..leaves_template(new.index)
+        };
+        let mut batch = Vec::new();
+        if sysctl::has_ipv6(&netns)? {
+            batch.push(link::addr_gen_mode(
+                new.index,
+                name,
+                link::ADDR_GEN_MODE_NONE,
+            ));
+        }
+        if let Some(alias) = &link.alias {
+            batch.push(link::alias(new.index, name, alias));
+        }
+        batch.extend([
+            tc::add_clsact(new.index, name),
+            leaves.add(name),
+            entered.add(name),
+            link::up(new.index, name),
+            // A queueing discipline can reset it.
+            link::txqlen(new.index, name, link.txqlen),
+        ]);
+        self.target.batch(&batch)
+    }
+
+    fn switch(
+        &mut self,
+        interface: &Interface,
+        ex: &str,
+        pref: u16,
+        record: &Record,
+    ) -> Result<(), Error> {
+        let Interface { link, id, .. } = interface;
+        let new = self.new_link(interface)?;
+        let netns = self.target.netns().clone();
+        let before = Before {
+            identity: Identity::read(self.target, &[link.index])?,
+            settings: sysctl::read(&netns, &link.name)?,
+        };
+        let switch = Switch {
+            name: link.name.clone(),
+            ex: ex.into(),
+            original: link.index,
+            new: *id,
+            new_index: new.index,
+            alias: link.alias.clone(),
+            addr_gen_mode: link.addr_gen_mode,
+            had_clsact: record.had_clsact,
+        };
+        let mut rules = Vec::new();
+        if !record.had_clsact {
+            rules.push(tc::add_clsact(link.index, ex));
+        }
+        let entering = Filter {
+            link: link.index,
+            hook: Hook::Ingress,
+            pref,
+            classifier: self.features.match_all(),
+            name: String::new(),
+            class: id.number(),
+            mirred: vec![
+                Mirred::EgressMirror(new.index),
+                Mirred::IngressRedirect(new.index),
+            ],
+            then: TcActionType::Stolen,
+            direct_action: false,
+        };
+        rules.push(entering.add(ex));
+        let mut end = vec![link::alias(link.index, ex, &record.encode())];
+        if let Some(mode) = link.addr_gen_mode {
+            end.push(link::addr_gen_mode(
+                link.index,
+                ex,
+                link::ADDR_GEN_MODE_NONE,
+            ));
+            end.push(link::addr_gen_mode(new.index, &link.name, mode));
+        }
+        let batch = switch.attach(&netns, &before.identity, rules, end)?;
+        // From here on something may have changed even if the batch fails: the kernel goes on behind a refused request.
+        self.done.push(Done::Switch {
+            switch: Box::new(switch),
+            before: Box::new(before),
+        });
+        self.target.batch(&batch)
+    }
+
+    fn verify(&mut self, interface: &Interface) -> Result<(), Error> {
+        let Some(Done::Switch { switch, before }) = self.done.last() else {
+            unreachable!("the step before was the switch")
+        };
+        let (old, new) = (switch.original, switch.new_index);
+        compare(self.target, &interface.link.name, before, old, new, new)
+    }
+
+    fn mirror(
+        &mut self,
+        interface: &Interface,
+        way: Way,
+        port: &Link,
+        prefs: (u16, u16),
+        record: &Record,
+    ) -> Result<(), Error> {
+        let bridge = existing(self.host, BRIDGE)?.index;
+        let (hook, pref) = match way {
+            Way::Leaves => (Hook::Ingress, prefs.0),
+            Way::Enters => (Hook::Egress, prefs.1),
+        };
+        let program = bpf::load(c"nv_mirror", &bpf::mirror(interface.id, bridge, way))?;
+        let filter = Filter {
+            link: port.index,
+            hook,
+            pref,
+            classifier: Classifier::Ebpf(program.as_fd()),
+            name: record.encode(),
+            class: 0,
+            mirred: vec![],
+            then: TcActionType::Unspec,
+            direct_action: true,
+        };
+        let mut batch = Vec::new();
+        if way == Way::Leaves && !record.had_clsact {
+            batch.push(tc::add_clsact(port.index, &port.name));
+        }
+        batch.push(filter.add(&port.name));
+        if way == Way::Leaves {
+            let done = Done::Mirror {
+                port: port.clone(),
+                id: interface.id,
+                had_clsact: record.had_clsact,
+            };
+            self.done.push(done);
+        }
+        self.host.batch(&batch)
+    }
+
+    /// The new container end, whatever it is called at the moment.
+    fn new_link(&mut self, interface: &Interface) -> Result<Link, Error> {
+        let port = existing(self.host, &interface.id.port())?;
+        let index = port.link.unwrap_or_default();
+        link::by_index(self.target, index)?.ok_or_else(|| Error::NoSuchInterface {
+            interface: interface.id.tmp(),
+            netns: self.target.netns().label().into(),
+            present: vec![],
+        })
+    }
+
+    /// Takes everything back, newest first, and says what became of it.
+    fn abort(mut self, cause: Error) -> Error {
+        let (mut undone, mut left) = (0, Vec::new());
+        while let Some(done) = self.done.pop() {
+            match self.undo(&done) {
+                Ok(()) => undone += 1,
+                Err(error) => {
+                    tracing::error!(error = %crate::attach::chain(&error), what = done.left(), "could not undo");
+                    left.push(done.left());
+                }
+            }
+        }
+        let source = Box::new(cause);
+        if left.is_empty() {
+            Error::Undone { undone, source }
+        } else {
+            Error::RollbackIncomplete { left, source }
+        }
+    }
+
+    fn undo(&mut self, done: &Done) -> Result<(), Error> {
+        match done {
+            Done::Bridge => remove_unused_bridge(self.host),
+            Done::Pair { port } => delete_link(self.host, port),
+            Done::Switch { switch, before } => {
+                switch.back(self.target, &before.identity)?;
+                compare(
+                    self.target,
+                    &switch.name,
+                    before,
+                    switch.original,
+                    switch.new_index,
+                    switch.original,
+                )
+            }
+            Done::Mirror {
+                port,
+                id,
+                had_clsact,
+            } => delete_mirror(self.host, port, *id, *had_clsact),
+        }
+    }
+}
+
+/// The fields that the filters of one link share.
+fn leaves_template(link: u32) -> Filter<'static> {
+    Filter {
+        link,
+        hook: Hook::Egress,
+        pref: tc::PREF,
+        classifier: Classifier::Classic(0),
+        name: String::new(),
+        class: 0,
+        mirred: vec![],
+        then: TcActionType::Ok,
+        direct_action: false,
+    }
+}
+
+/// The address of the host end: ours, with the id, and locally administered like the mark.
+fn host_mac(id: AttachmentId) -> MacAddr {
+    let [.., hi, lo] = id.mac().0;
+    MacAddr([0x4e, 0x76, MAC_PREFIX[2], MAC_PREFIX[3], hi, lo])
+}
+
+/// An error and what is behind it, on one line.
+pub(crate) fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn existing(socket: &mut RouteSocket, name: &str) -> Result<Link, Error> {
+    link::by_name(socket, name)?.ok_or_else(|| Error::NoSuchInterface {
+        interface: name.into(),
+        netns: socket.netns().label().into(),
+        present: vec![],
+    })
+}
+
+fn delete_link(socket: &mut RouteSocket, name: &str) -> Result<(), Error> {
+    match link::by_name(socket, name)? {
+        Some(link) => socket.send(link::delete(link.index, name)),
+        None => Ok(()),
+    }
+}
+
+/// Makes the bridge, or finishes one that was left half-made.
+fn ensure_bridge(host: &mut RouteSocket) -> Result<(), Error> {
+    if check_bridge(host)?.is_none() {
+        host.send(link::add_bridge(
+            BRIDGE,
+            MacAddr([
+                MAC_PREFIX[0],
+                MAC_PREFIX[1],
+                MAC_PREFIX[2],
+                MAC_PREFIX[3],
+                0,
+                0,
+            ]),
+        ))?;
+    }
+    let bridge = existing(host, BRIDGE)?;
+    let standing = tc::all_filters(host, bridge.index)?;
+    let mut batch = Vec::new();
+    if sysctl::has_ipv6(host.netns())? {
+        batch.push(link::addr_gen_mode(
+            bridge.index,
+            BRIDGE,
+            link::ADDR_GEN_MODE_NONE,
+        ));
+    }
+    if bridge.mtu != BRIDGE_MTU {
+        // In a message of its own: only then it is kept when ports with smaller ones come and go.
+        batch.push(link::mtu(bridge.index, BRIDGE, BRIDGE_MTU));
+    }
+    batch.push(link::no_snooping(bridge.index, BRIDGE));
+    if !tc::qdiscs(host)?
+        .iter()
+        .any(|q| q.link == bridge.index && q.is_clsact())
+    {
+        batch.push(tc::add_clsact(bridge.index, BRIDGE));
+    }
+    for hook in [Hook::Egress, Hook::Ingress] {
+        if !standing
+            .iter()
+            .any(|filter| filter.hook == hook && filter.is_ours())
+        {
+            batch.push(tc::drop_all(bridge.index, hook, format!("{} drop", tc::NAME)).add(BRIDGE));
+        }
+    }
+    batch.push(link::up(bridge.index, BRIDGE));
+    host.batch(&batch)
+}
+
+/// Deletes the bridge when it has no port and no mirror rule leads to it.
+pub(crate) fn remove_unused_bridge(host: &mut RouteSocket) -> Result<(), Error> {
+    let Some(bridge) = check_bridge(host)? else {
+        return Ok(());
+    };
+    let ports = link::all(host)?
+        .iter()
+        .any(|link| link.master == Some(bridge.index));
+    if ports || !inventory::read(host)?.is_empty() {
+        return Ok(());
+    }
+    host.send(link::delete(bridge.index, BRIDGE))
+}
+
+/// The exchange of two links' places in a container.
+struct Switch {
+    /// The container's name for it.
+    name: String,
+    /// What the original is called while attached.
+    ex: String,
+    original: u32,
+    new: AttachmentId,
+    new_index: u32,
+    /// The original's alias.
+    alias: Option<String>,
+    addr_gen_mode: Option<u8>,
+    had_clsact: bool,
+}
+
+impl Switch {
+    /// The batch that puts the new link in the original's place.
+    fn attach(
+        &self,
+        netns: &Netns,
+        identity: &Identity,
+        rules: Vec<Request>,
+        end: Vec<Request>,
+    ) -> Result<Vec<Request>, Error> {
+        let (original, new) = (
+            (self.original, &self.ex[..]),
+            (self.new_index, &self.name[..]),
+        );
+        let mut batch = loose(netns, &self.name, &[original, new])?;
+        let tight = tighten(netns, &self.name, &[original, new])?;
+        batch.push(link::rename(self.original, &self.name, &self.ex));
+        batch.push(link::rename(self.new_index, &self.new.tmp(), &self.name));
+        batch.extend(identity.arrive(self.original, self.new_index));
+        batch.extend(identity.leave(self.original));
+        batch.extend(rules);
+        batch.extend(identity.neighbours(self.original, self.new_index));
+        batch.extend(identity.settle(self.original, self.new_index));
+        batch.extend(tight);
+        batch.extend(end);
+        Ok(batch)
+    }
+
+    /// Puts the original back into its place, from wherever the exchange stands; `identity` is what it gets.
+    fn back(&self, target: &mut RouteSocket, identity: &Identity) -> Result<(), Error> {
+        let netns = target.netns().clone();
+        let original =
+            link::by_index(target, self.original)?.ok_or_else(|| Error::NoSuchInterface {
+                interface: self.ex.clone(),
+                netns: netns.label().into(),
+                present: vec![],
+            })?;
+        let new = link::by_index(target, self.new_index)?;
+        early(target, identity, self.original)?;
+        let now = new.as_ref().map_or(&original.name, |new| &new.name).clone();
+        let ends = [(self.original, &self.name[..]), (self.new_index, &now[..])];
+        let ends = &ends[..if new.is_some() { 2 } else { 1 }];
+        let mut batch = loose(&netns, &now, ends)?;
+        let tight = tighten(&netns, &now, &ends[..1])?;
+        if let Some(new) = new.as_ref().filter(|new| new.name == self.name) {
+            batch.push(link::rename(self.new_index, &new.name, &self.new.tmp()));
+        }
+        if original.name != self.name {
+            batch.push(link::rename(self.original, &original.name, &self.name));
+        }
+        batch.extend(identity.arrive(self.new_index, self.original));
+        batch.extend(identity.leave(self.new_index));
+        let standing = tc::all_filters(target, self.original)?;
+        let (ours, others): (Vec<_>, Vec<_>) = standing.iter().partition(|filter| filter.is_ours());
+        batch.extend(ours.iter().map(|filter| filter.delete(&self.name)));
+        let has_clsact = tc::qdiscs(target)?
+            .iter()
+            .any(|q| q.link == self.original && q.is_clsact());
+        if has_clsact && !self.had_clsact && others.is_empty() {
+            batch.push(tc::delete_clsact(self.original, &self.name));
+        }
+        batch.extend(identity.neighbours(self.new_index, self.original));
+        batch.extend(identity.settle(self.new_index, self.original));
+        batch.extend(tight);
+        batch.push(link::alias(
+            self.original,
+            &self.name,
+            self.alias.as_deref().unwrap_or_default(),
+        ));
+        if let Some(mode) = self.addr_gen_mode {
+            batch.push(link::addr_gen_mode(self.original, &self.name, mode));
+        }
+        target.batch(&batch)
+    }
+}
+
+/// While two links exchange their addresses, packets come in where the way back does not lead: strict reverse path
+/// filtering would drop them.
+fn loose(netns: &Netns, named: &str, links: &[(u32, &str)]) -> Result<Vec<Request>, Error> {
+    const STRICT: u32 = 1;
+    const LOOSE: u32 = 2;
+    let strict = sysctl::rp_filter(netns, "all")?.max(sysctl::rp_filter(netns, named)?) == STRICT;
+    Ok(links
+        .iter()
+        .filter(|_| strict)
+        .map(|(index, name)| link::rp_filter(*index, name, LOOSE))
+        .collect())
+}
+
+/// The reverse of [`loose`].
+fn tighten(netns: &Netns, named: &str, links: &[(u32, &str)]) -> Result<Vec<Request>, Error> {
+    let value = sysctl::rp_filter(netns, named)?;
+    let loosened = !loose(netns, named, links)?.is_empty();
+    Ok(links
+        .iter()
+        .filter(|_| loosened)
+        .map(|(index, name)| link::rp_filter(*index, name, value))
+        .collect())
+}
+
+/// Adds the IPv6 addresses to a link and waits until they can be used.
+fn early(target: &mut RouteSocket, identity: &Identity, link: u32) -> Result<(), Error> {
+    target.batch(&identity.early(link))?;
+    let start = Instant::now();
+    while !identity.early_is_done(target, link)? {
+        if start.elapsed() > IPV6_PATIENCE {
+            return Err(Error::Timeout {
+                what: "the IPv6 addresses to become usable".into(),
+                netns: target.netns().label().into(),
+                waited_ms: u64::try_from(IPV6_PATIENCE.as_millis()).unwrap_or(u64::MAX),
+            });
+        }
+        // The kernel does it on a work queue and tells nobody when the route is there.
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
+}
+
+/// Whether `holder` has what the interface had before; takes away what the kernel added by itself.
+fn compare(
+    target: &mut RouteSocket,
+    name: &str,
+    before: &Before,
+    original: u32,
+    new: u32,
+    holder: u32,
+) -> Result<(), Error> {
+    let both = [original, new];
+    let wanted = before.identity.describe(&both);
+    let mut identity = Identity::read(target, &[holder])?;
+    let surplus = identity.surplus(&before.identity, &both);
+    if !surplus.is_empty() {
+        target.batch(&surplus)?;
+        identity = Identity::read(target, &[holder])?;
+    }
+    let present = identity.describe(&both);
+    let settings = sysctl::read(target.netns(), name)?;
+    let line = |line: &String| line.split(" [").next().unwrap_or_default().to_owned();
+    let mut differences: Vec<String> = wanted
+        .difference(&present)
+        .map(|l| format!("without {}", line(l)))
+        .collect();
+    differences.extend(
+        present
+            .difference(&wanted)
+            .map(|l| format!("with {}", line(l))),
+    );
+    let (was, is): (BTreeSet<_>, BTreeSet<_>) = (
+        sysctl::describe(&before.settings).collect(),
+        sysctl::describe(&settings).collect(),
+    );
+    differences.extend(was.difference(&is).map(|l| format!("without {l}")));
+    if differences.is_empty() {
+        return Ok(());
+    }
+    tracing::debug!(?wanted, ?present, "the network differs");
+    Err(Error::Changed {
+        interface: name.into(),
+        netns: target.netns().label().into(),
+        differences,
+    })
+}
+
+fn delete_mirror(
+    host: &mut RouteSocket,
+    port: &Link,
+    id: AttachmentId,
+    had_clsact: bool,
+) -> Result<(), Error> {
+    if link::by_index(host, port.index)?.is_none() {
+        return Ok(());
+    }
+    let standing = tc::all_filters(host, port.index)?;
+    let of_id = |filter: &&tc::Standing| {
+        filter
+            .name
+            .as_deref()
+            .and_then(Record::decode)
+            .is_some_and(|r| r.id == id)
+    };
+    let (ours, others): (Vec<_>, Vec<_>) = standing.iter().partition(of_id);
+    let mut batch: Vec<Request> = ours
+        .iter()
+        .map(|filter| filter.delete(&port.name))
+        .collect();
+    if others.is_empty()
+        && !had_clsact
+        && tc::qdiscs(host)?
+            .iter()
+            .any(|q| q.link == port.index && q.is_clsact())
+    {
+        batch.push(tc::delete_clsact(port.index, &port.name));
+    }
+    host.batch(&batch)
+}
+
+/// Takes one attachment back: the container's network is as it was before.
+///
+/// # Errors
+/// There is no such attachment, its namespace cannot be found, or the kernel refused; it can be tried again.
+pub fn detach(host: &Netns, id: AttachmentId) -> Result<(), Error> {
+    detach_observed(host, id, |_, _| Ok(()))
+}
+
+/// As [`detach`], but asks `before` ahead of every step, with its number and what it does; an error from it ends the
+/// work there.
+///
+/// # Errors
+/// As [`detach`].
+pub fn detach_observed(
+    host: &Netns,
+    id: AttachmentId,
+    mut before: impl FnMut(usize, &str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let _lock = Lock::of(host)?;
+    let mut socket = RouteSocket::open(host)?;
+    let attachments = inventory::read(&mut socket)?;
+    let attachment = attachments
+        .into_iter()
+        .find(|a| a.id == id)
+        .ok_or(Error::NotAttached { id })?;
+    detach_locked(&mut socket, &attachment, &mut before)
+}
+
+pub(crate) fn detach_locked(
+    host: &mut RouteSocket,
+    attachment: &Attachment,
+    before: &mut dyn FnMut(usize, &str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let record = &attachment.record;
+    match attachment.mode {
+        Mode::Inline => {
+            before(0, "put the original interface back into its place")?;
+            put_back(host, attachment)?;
+            before(1, "delete our veth pair")?;
+            delete_link(host, &attachment.port)?;
+        }
+        Mode::Mirror => {
+            before(0, "delete our filters")?;
+            if let Some(port) = link::by_index(host, attachment.port_index)? {
+                delete_mirror(host, &port, attachment.id, record.had_clsact)?;
+            }
+            before(1, "nothing more inside")?;
+        }
+    }
+    before(2, "delete the bridge if nothing uses it")?;
+    remove_unused_bridge(host)
+}
+
+/// Inline: from whatever state the container is in, back to its original interface.
+fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error> {
+    let Some(port) = link::by_index(host, attachment.port_index)? else {
+        return Ok(());
+    };
+    let (mut target, new) = inside(attachment, &port)?;
+    let target = &mut target;
+    let record = &attachment.record;
+    let Some(original) = link::by_index(target, record.ifindex)? else {
+        // Somebody deleted the original; the container has but our end, which leads nowhere any more.
+        return Ok(());
+    };
+    // The name may have been changed while attached; the new link has the one that counts, unless it never got there.
+    let in_place = new.name != attachment.id.tmp();
+    let name = if in_place {
+        new.name.clone()
+    } else {
+        record.interface.clone()
+    };
+    let untouched = !in_place
+        && original.name == name
+        && original.alias.as_deref().and_then(Record::decode).is_none();
+    if untouched {
+        return Ok(());
+    }
+    let alias = if in_place {
+        new.alias.clone()
+    } else {
+        original.alias.clone()
+    };
+    let switch = Switch {
+        name,
+        ex: original.name.clone(),
+        original: original.index,
+        new: attachment.id,
+        new_index: new.index,
+        alias: alias.filter(|alias| Record::decode(alias).is_none()),
+        addr_gen_mode: record.addr_gen_mode,
+        had_clsact: record.had_clsact,
+    };
+    let identity = Identity::read(target, &[original.index, new.index])?;
+    let before = Before {
+        settings: sysctl::read(target.netns(), &new.name)?,
+        identity,
+    };
+    switch.back(target, &before.identity)?;
+    // What was set while attached was set on the new link, and stays.
+    sysctl::write(target.netns(), &switch.name, &before.settings)?;
+    let mtu = (original.mtu != new.mtu && in_place)
+        .then(|| link::mtu(original.index, &switch.name, new.mtu));
+    target.batch(mtu.as_slice())?;
+    compare(
+        target,
+        &switch.name,
+        &before,
+        original.index,
+        new.index,
+        original.index,
+    )
+}
+
+/// A socket in the attachment's namespace, and the container end of its pair.
+fn inside(attachment: &Attachment, port: &Link) -> Result<(RouteSocket, Link), Error> {
+    let lost = || Error::NetnsLost {
+        id: attachment.id,
+        netns: format!("{} of {}", attachment.interface, attachment.workload.name),
+    };
+    let netns = attachment.netns().ok_or_else(lost)?;
+    let mut target = RouteSocket::open(&netns)?;
+    let new = link::by_index(&mut target, port.link.unwrap_or_default())?;
+    let new = new
+        .filter(|new| new.is_kind("veth") && new.link == Some(port.index))
+        .ok_or_else(lost)?;
+    Ok((target, new))
+}
+
+/// What is wrong with an attachment, inside its container too; `None` when it is whole.
+pub(crate) fn inspect(host: &Netns, attachment: &Attachment) -> Result<Option<String>, Error> {
+    if let Health::Damaged { why } = &attachment.health {
+        return Ok(Some(why.clone()));
+    }
+    if attachment.mode == Mode::Mirror {
+        return Ok(None);
+    }
+    let mut socket = RouteSocket::open(host)?;
+    let Some(port) = link::by_index(&mut socket, attachment.port_index)? else {
+        return Ok(Some("its port is gone".into()));
+    };
+    let (mut target, new) = inside(attachment, &port)?;
+    if new.name == attachment.id.tmp() {
+        return Ok(Some(format!(
+            "{} never took the place of {}",
+            new.name, attachment.interface
+        )));
+    }
+    let Some(original) = link::by_index(&mut target, attachment.record.ifindex)? else {
+        return Ok(Some("the original interface is gone".into()));
+    };
+    let ours = |target: &mut RouteSocket, link, hook| -> Result<bool, Error> {
+        Ok(tc::filters(target, link, hook)?
+            .iter()
+            .any(tc::Standing::is_ours))
+    };
+    if !ours(&mut target, original.index, Hook::Ingress)? {
+        return Ok(Some(format!(
+            "{} has no rule that takes its frames to {}",
+            original.name, new.name
+        )));
+    }
+    if !ours(&mut target, new.index, Hook::Egress)? {
+        return Ok(Some(format!(
+            "{} has no rule that takes its frames to {}",
+            new.name, original.name
+        )));
+    }
+    let leftover = Identity::read(&mut target, &[original.index])?;
+    if leftover.address_count() + leftover.route_count() > 0 {
+        return Ok(Some(format!(
+            "{} still has addresses or routes",
+            original.name
+        )));
+    }
+    Ok(None)
+}

@@ -1,0 +1,255 @@
+//! What can go wrong while changing a network, and what is left when it does.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why an operation on a network failed.
+///
+/// [`Display`](std::fmt::Display) tells one level; [`source`](std::error::Error::source) the next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A network namespace could not be opened or entered.
+    #[error("cannot {op} network namespace {netns}")]
+    Netns {
+        /// `open`, `enter` or `create`.
+        op: &'static str,
+        /// Which one, as the caller named it.
+        netns: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel refused one rtnetlink request; nothing of that request was applied.
+    #[error("the kernel refused to {op} in {netns}{}", said(.kernel_says))]
+    Refused {
+        /// What was asked for: verb and object.
+        op: String,
+        /// The namespace it was asked in.
+        netns: String,
+        /// The kernel's own words (`NLMSGERR_ATTR_MSG`), where it has some.
+        kernel_says: Option<String>,
+        /// The error number.
+        source: io::Error,
+    },
+    /// The netlink socket itself failed, or the kernel's answer could not be read.
+    #[error("netlink: cannot {op} in {netns}")]
+    Netlink {
+        /// What was being done.
+        op: String,
+        /// The namespace it was done in.
+        netns: String,
+        /// The socket's error.
+        source: io::Error,
+    },
+    /// A file of the kernel (sysctl, `/proc`) could not be read or written.
+    #[error("cannot {op} {}", .path.display())]
+    Proc {
+        /// `read` or `write`.
+        op: &'static str,
+        /// Which one.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel did not take a classifier program.
+    #[error("the kernel refused the classifier program `{program}`{}", said(.verifier))]
+    Bpf {
+        /// The program's name.
+        program: &'static str,
+        /// The verifier's last words, where it has some.
+        verifier: Option<String>,
+        /// The error number.
+        source: io::Error,
+    },
+    /// There is no such interface.
+    #[error("no interface `{interface}` in {netns} (there: {})", list(.present))]
+    NoSuchInterface {
+        /// The name asked for.
+        interface: String,
+        /// Where it was looked for.
+        netns: String,
+        /// The interfaces that are there.
+        present: Vec<String>,
+    },
+    /// There is no interface that could be attached.
+    #[error("nothing to attach in {netns}: it has no Ethernet interface (there: {})", list(.present))]
+    NothingToAttach {
+        /// Where it was looked for.
+        netns: String,
+        /// The interfaces that are there.
+        present: Vec<String>,
+    },
+    /// The target is the host's own namespace.
+    #[error(
+        "{netns} is the host's own network namespace; attaching it would mirror the host into itself"
+    )]
+    HostNetwork {
+        /// The target, as the caller named it.
+        netns: String,
+    },
+    /// The interface is attached already.
+    #[error("`{interface}` in {netns} is attached already (id {id})")]
+    AlreadyAttached {
+        /// The interface.
+        interface: String,
+        /// Its namespace.
+        netns: String,
+        /// The attachment that holds it.
+        id: crate::AttachmentId,
+    },
+    /// There is no such attachment.
+    #[error("there is no attachment {id}")]
+    NotAttached {
+        /// The id asked for.
+        id: crate::AttachmentId,
+    },
+    /// The name is none that an interface can have.
+    #[error("`{name}` cannot be an interface's name: {why}")]
+    BadName {
+        /// The name, escaped.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The chosen mode is not safe for this interface.
+    #[error("{mode} mode is not safe for `{interface}` in {netns}: {why}")]
+    Unsafe {
+        /// The mode asked for.
+        mode: crate::Mode,
+        /// The interface.
+        interface: String,
+        /// Its namespace.
+        netns: String,
+        /// What would break.
+        why: String,
+    },
+    /// This kernel lacks something that is needed.
+    #[error("this kernel has no {feature}: {why}")]
+    Unsupported {
+        /// What is missing.
+        feature: &'static str,
+        /// How that was found out.
+        why: String,
+    },
+    /// All 65,535 ids, or all ports of the bridge, are taken.
+    #[error("no free {what}: {taken} are taken")]
+    Exhausted {
+        /// What ran out.
+        what: &'static str,
+        /// How many there are.
+        taken: usize,
+    },
+    /// Something of this name is there and is not ours.
+    #[error("`{name}` in {netns} was not made by nvnet: {why}")]
+    Foreign {
+        /// The name.
+        name: String,
+        /// Where.
+        netns: String,
+        /// Why it cannot be ours.
+        why: String,
+    },
+    /// After the change the container's network was not what it had been.
+    #[error("the network of `{interface}` in {netns} would have changed: {}", .differences.join("; "))]
+    Changed {
+        /// The interface.
+        interface: String,
+        /// Its namespace.
+        netns: String,
+        /// What differed.
+        differences: Vec<String>,
+    },
+    /// The namespace behind an attachment could not be found.
+    #[error(
+        "cannot find the network namespace of attachment {id} ({netns}): no process, mount or file holds it open"
+    )]
+    NetnsLost {
+        /// The attachment.
+        id: crate::AttachmentId,
+        /// What is recorded of it.
+        netns: String,
+    },
+    /// The kernel did not finish something in time.
+    #[error("gave up after {waited_ms} ms waiting for {what} in {netns}")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// Where.
+        netns: String,
+        /// How long.
+        waited_ms: u64,
+    },
+    /// The change failed and was taken back; the network is as it was.
+    #[error("failed, and was undone ({undone} of {undone} changes)")]
+    Undone {
+        /// How many changes were taken back.
+        undone: usize,
+        /// Why it failed.
+        source: Box<Error>,
+    },
+    /// The change failed and could not be taken back entirely.
+    #[error("failed, and {} could not be undone", list(.left))]
+    RollbackIncomplete {
+        /// What is still there, newest first.
+        left: Vec<String>,
+        /// Why it failed.
+        source: Box<Error>,
+    },
+}
+
+impl Error {
+    /// What is still in the kernel that should not be: empty when all was undone.
+    pub fn left(&self) -> &[String] {
+        match self {
+            Self::RollbackIncomplete { left, .. } => left,
+            _ => &[],
+        }
+    }
+
+    /// What to do about it, in one line, where something can be done.
+    pub fn remedy(&self) -> Option<String> {
+        let errno = |source: &io::Error| source.raw_os_error();
+        Some(match self {
+            Self::RollbackIncomplete { .. } => "run `nvcli repair`, then look at `nvcli list`".into(),
+            Self::Undone { source, .. } => return source.remedy(),
+            Self::Refused { source, .. }
+            | Self::Netlink { source, .. }
+            | Self::Netns { source, .. }
+            | Self::Bpf { source, .. }
+            | Self::Proc { source, .. }
+                if matches!(errno(source), Some(libc::EPERM | libc::EACCES)) =>
+            {
+                "run it as root (CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_BPF are needed)".into()
+            }
+            Self::Netns { source, .. } if errno(source) == Some(libc::ENOENT) => {
+                "check the pid or name; `ls /run/netns` shows named namespaces".into()
+            }
+            Self::NoSuchInterface { .. } => "name one of the interfaces that are there".into(),
+            Self::HostNetwork { .. } => {
+                "choose a container with a network of its own; the host's traffic is read without attaching".into()
+            }
+            Self::AlreadyAttached { .. } => "detach it first, or read its flows as it is".into(),
+            Self::NotAttached { .. } => "`nvcli list` shows what is attached".into(),
+            Self::Unsafe { mode: crate::Mode::Inline, .. } => "use mirror mode: it leaves the container untouched".into(),
+            Self::Unsafe { .. } => "use inline mode".into(),
+            Self::Foreign { .. } => "rename or remove it, then try again".into(),
+            Self::Exhausted { .. } => "detach something first".into(),
+            Self::Timeout { .. } => "try again; if it stays, look at the kernel's log".into(),
+            _ => return None,
+        })
+    }
+}
+
+/// `: words`, or nothing.
+fn said(words: &Option<String>) -> String {
+    words.as_ref().map(|w| format!(": {w}")).unwrap_or_default()
+}
+
+/// `a, b, c`, or `none`.
+fn list(items: &[String]) -> String {
+    if items.is_empty() {
+        "none".into()
+    } else {
+        items.join(", ")
+    }
+}

@@ -1,0 +1,249 @@
+//! What is attached, read from the kernel alone.
+
+use std::fmt;
+
+use crate::attach;
+use crate::attr;
+use crate::ids::{GROUP, PORT_PREFIX, Record};
+use crate::link::{self, Link};
+use crate::lock::Lock;
+use crate::socket::{Request, RouteSocket};
+use crate::tc::{self, Hook};
+use crate::{AttachmentId, BRIDGE, Error, MacAddr, Mode, Netns, NetnsId, Workload};
+
+const RTM_GETNSID: u16 = 90;
+/// Octets of `struct rtgenmsg`, padded.
+const RTGENMSG: usize = 4;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
+
+/// Whether an attachment is all there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Everything that can be seen from the host is in place.
+    Whole,
+    /// Something is missing.
+    Damaged {
+        /// What.
+        why: String,
+    },
+}
+
+/// An attached interface, as the kernel tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its number, and with it the address that marks its frames.
+    pub id: AttachmentId,
+    /// How its frames reach the bridge.
+    pub mode: Mode,
+    /// Whose it is.
+    pub workload: Workload,
+    /// Its name inside the container.
+    pub interface: String,
+    /// Its own address, which frames on the bridge carry the mark instead of.
+    pub mac: MacAddr,
+    /// The link on the host that our rules are on: `nv-in-*` inline, the host end of its veth pair in mirror mode.
+    pub port: String,
+    /// Largest packet. Unit: octets.
+    pub mtu: u32,
+    /// What the port counted; inline it receives what the container sends and what it is sent.
+    pub stats: crate::LinkStats,
+    /// Whether it is all there.
+    pub health: Health,
+    pub(crate) record: Record,
+    pub(crate) port_index: u32,
+}
+
+/// Everything attached in `host`, by id.
+///
+/// # Errors
+/// The kernel's lists could not be read.
+pub fn list(host: &Netns) -> Result<Vec<Attachment>, Error> {
+    read(&mut RouteSocket::open(host)?)
+}
+
+/// The links of a namespace, with their counters.
+///
+/// # Errors
+/// The namespace could not be entered, or the list could not be read.
+pub fn links(netns: &Netns) -> Result<Vec<Link>, Error> {
+    link::all(&mut RouteSocket::open(netns)?)
+}
+
+/// A thing that was left half-done, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repaired {
+    /// Which.
+    pub what: String,
+    /// What was wrong, and what was done.
+    pub done: String,
+}
+
+impl fmt::Display for Repaired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.done)
+    }
+}
+
+/// Undoes what a process that was killed left half-done; what is whole is left as it is.
+///
+/// # Errors
+/// Something could not be undone; what was repaired before stays so.
+pub fn repair(host: &Netns) -> Result<Vec<Repaired>, Error> {
+    let _lock = Lock::of(host)?;
+    let mut socket = RouteSocket::open(host)?;
+    let mut repaired = Vec::new();
+    for attachment in read(&mut socket)? {
+        let Some(why) = attach::inspect(host, &attachment)? else {
+            continue;
+        };
+        attach::detach_locked(&mut socket, &attachment, &mut |_, _| Ok(()))?;
+        let what = format!(
+            "{} of {} ({})",
+            attachment.interface, attachment.workload.name, attachment.id
+        );
+        repaired.push(Repaired {
+            what,
+            done: format!("{why}; detached"),
+        });
+    }
+    // A port whose record was never written is one that nothing depends on yet.
+    for stray in link::all(&mut socket)?.iter().filter(|link| is_stray(link)) {
+        socket.send(link::delete(stray.index, &stray.name))?;
+        repaired.push(Repaired {
+            what: stray.name.clone(),
+            done: "had no record yet; deleted".into(),
+        });
+    }
+    let had_bridge = link::by_name(&mut socket, BRIDGE)?.is_some();
+    attach::remove_unused_bridge(&mut socket)?;
+    if had_bridge && link::by_name(&mut socket, BRIDGE)?.is_none() {
+        repaired.push(Repaired {
+            what: BRIDGE.into(),
+            done: "nothing used it; deleted".into(),
+        });
+    }
+    Ok(repaired)
+}
+
+fn is_stray(link: &Link) -> bool {
+    let ours = link.group == GROUP && link.name.starts_with(PORT_PREFIX);
+    ours && link.alias.as_deref().and_then(Record::decode).is_none()
+}
+
+/// See [`list`].
+pub(crate) fn read(socket: &mut RouteSocket) -> Result<Vec<Attachment>, Error> {
+    let links = link::all(socket)?;
+    let bridge = links
+        .iter()
+        .find(|link| link.name == BRIDGE && link.group == GROUP);
+    let mut found: Vec<Attachment> = links
+        .iter()
+        .filter_map(|link| inline(link, bridge))
+        .collect();
+    found.extend(mirrored(socket, &links, bridge.is_some())?);
+    found.sort_by_key(|attachment| attachment.id);
+    Ok(found)
+}
+
+fn inline(link: &Link, bridge: Option<&Link>) -> Option<Attachment> {
+    if link.group != GROUP || !link.name.starts_with(PORT_PREFIX) {
+        return None;
+    }
+    let record = Record::decode(link.alias.as_deref()?)?;
+    let health = if !link.is_up() {
+        Health::Damaged {
+            why: format!("{} is down", link.name),
+        }
+    } else if bridge.is_none_or(|bridge| link.master != Some(bridge.index)) {
+        Health::Damaged {
+            why: format!("{} is no port of {BRIDGE}", link.name),
+        }
+    } else {
+        Health::Whole
+    };
+    Some(Attachment::new(record, link, health))
+}
+
+fn mirrored(
+    socket: &mut RouteSocket,
+    links: &[Link],
+    bridge: bool,
+) -> Result<Vec<Attachment>, Error> {
+    let mut found = Vec::new();
+    let clsact: Vec<u32> = tc::qdiscs(socket)?
+        .iter()
+        .filter(|q| q.is_clsact())
+        .map(|q| q.link)
+        .collect();
+    for link in links
+        .iter()
+        .filter(|link| link.group != GROUP && clsact.contains(&link.index))
+    {
+        let mut hooks = Vec::new();
+        let mut record: Option<Record> = None;
+        for filter in tc::all_filters(socket, link.index)? {
+            let named = filter.name.as_deref().and_then(Record::decode);
+            if let Some(named) = named.filter(|named| named.mode == Mode::Mirror) {
+                hooks.push(filter.hook);
+                record = Some(named);
+            }
+        }
+        let Some(record) = record else { continue };
+        let missing = [Hook::Ingress, Hook::Egress]
+            .into_iter()
+            .find(|hook| !hooks.contains(hook));
+        let health = match missing {
+            Some(hook) => Health::Damaged {
+                why: format!("no filter on {} of {}", hook.name(), link.name),
+            },
+            None if !bridge => Health::Damaged {
+                why: format!("there is no {BRIDGE}"),
+            },
+            None => Health::Whole,
+        };
+        found.push(Attachment::new(record, link, health));
+    }
+    Ok(found)
+}
+
+impl Attachment {
+    fn new(record: Record, port: &Link, health: Health) -> Self {
+        Self {
+            id: record.id,
+            mode: record.mode,
+            workload: record.workload.clone(),
+            interface: record.interface.clone(),
+            mac: record.mac,
+            port: port.name.clone(),
+            mtu: port.mtu,
+            stats: port.stats,
+            health,
+            port_index: port.index,
+            record,
+        }
+    }
+
+    /// The container's namespace, wherever something still holds it open.
+    pub fn netns(&self) -> Option<Netns> {
+        let dev = Netns::current().ok()?.id().dev;
+        let id = NetnsId {
+            dev,
+            ino: self.record.netns_ino,
+        };
+        let label = format!("the network of {}", self.workload.name);
+        crate::netns::find(id, self.workload.pid).map(|netns| netns.labelled(&label))
+    }
+}
+
+/// How the socket's namespace numbers another one; `None` when it has no number for it.
+pub(crate) fn nsid(socket: &mut RouteSocket, of: &Netns) -> Result<Option<i32>, Error> {
+    use std::os::fd::{AsFd, AsRawFd};
+    let mut body = vec![0; RTGENMSG];
+    attr::push(&mut body, NETNSA_FD, &of.as_fd().as_raw_fd().to_ne_bytes());
+    let answer = socket.get(&Request::raw("look up a namespace", RTM_GETNSID, 0, body))?;
+    let id = attr::find_u32(answer.body.get(RTGENMSG..).unwrap_or_default(), NETNSA_NSID);
+    Ok(id
+        .map(|id| i32::from_ne_bytes(id.to_ne_bytes()))
+        .filter(|id| *id >= 0))
+}

@@ -1,0 +1,320 @@
+//! Network namespaces by handle: opened once, entered only by threads that end afterwards.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::Error;
+
+/// Where `ip netns` keeps its names.
+const NAMED: &str = "/run/netns";
+
+/// Which namespace a handle stands for: equal when it is the same one, whatever way it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetnsId {
+    /// Device of the namespace file system.
+    pub dev: u64,
+    /// Inode there; unique among the namespaces that live.
+    pub ino: u64,
+}
+
+impl fmt::Display for NetnsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "net:[{}]", self.ino)
+    }
+}
+
+/// An open network namespace; it lives at least as long as the handle.
+#[derive(Clone)]
+pub struct Netns {
+    file: Arc<File>,
+    label: Arc<str>,
+    id: NetnsId,
+}
+
+impl Netns {
+    /// The namespace of the calling thread.
+    pub fn current() -> Result<Self, Error> {
+        Self::open("the host".into(), Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// The namespace of process `pid`.
+    ///
+    /// # Errors
+    /// There is no such process, or it may not be looked at.
+    pub fn of_pid(pid: u32) -> Result<Self, Error> {
+        Self::open(
+            format!("pid:{pid}"),
+            &PathBuf::from(format!("/proc/{pid}/ns/net")),
+        )
+    }
+
+    /// The namespace called `name` by `ip netns`.
+    ///
+    /// # Errors
+    /// There is none of that name, or the name would lead elsewhere.
+    pub fn named(name: &str) -> Result<Self, Error> {
+        if name.is_empty() || name.contains('/') || name == "." || name == ".." {
+            return Err(Error::Netns {
+                op: "open",
+                netns: format!("netns:{}", name.escape_debug()),
+                source: io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "a name has no `/` and is not empty",
+                ),
+            });
+        }
+        Self::open(format!("netns:{name}"), &Path::new(NAMED).join(name))
+    }
+
+    /// The namespace behind a file such as `/run/docker/netns/1a2b3c` or `/proc/4711/ns/net`.
+    ///
+    /// # Errors
+    /// The file is not there or is no network namespace.
+    pub fn at_path(path: &Path) -> Result<Self, Error> {
+        Self::open(format!("netns:{}", path.display()), path)
+    }
+
+    /// A new namespace without a name, gone when its last handle is closed and its last process ends.
+    pub fn nameless(label: &str) -> Result<Self, Error> {
+        let failed = |source: io::Error| Error::Netns {
+            op: "create",
+            netns: label.into(),
+            source,
+        };
+        let made = std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed(e.into()))?;
+                    Self::open(label.into(), Path::new("/proc/thread-self/ns/net"))
+                })
+                .join()
+        });
+        made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    fn open(label: String, path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Netns {
+            op: "open",
+            netns: label.clone(),
+            source,
+        };
+        let file = File::open(path).map_err(failed)?;
+        let stat = file.metadata().map_err(failed)?;
+        // The kernel says which kind of namespace it is; anything else (a plain file, a user namespace) is refused here
+        // and not at setns(2), where the message would be "invalid argument".
+        match crate::sys::namespace_type(file.as_fd()) {
+            Ok(libc::CLONE_NEWNET) => {}
+            _ => {
+                let why = io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "that file is no network namespace",
+                );
+                return Err(failed(why));
+            }
+        }
+        Ok(Self {
+            file: Arc::new(file),
+            id: NetnsId {
+                dev: stat.dev(),
+                ino: stat.ino(),
+            },
+            label: label.into(),
+        })
+    }
+
+    /// The same namespace under another name for messages.
+    pub fn labelled(mut self, label: &str) -> Self {
+        self.label = label.into();
+        self
+    }
+
+    /// How it is called in messages.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Which namespace this is.
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+
+    /// Runs `f` inside, on a thread of its own that then ends, so that no thread has to find its way back.
+    ///
+    /// # Errors
+    /// The namespace may not be entered (CAP_SYS_ADMIN is needed).
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&*self.file, CloneFlags::CLONE_NEWNET).map_err(|e| Error::Netns {
+                    op: "enter",
+                    netns: self.label.to_string(),
+                    source: e.into(),
+                })?;
+                Ok(f())
+            });
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl PartialEq for Netns {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Netns {}
+
+impl fmt::Debug for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Netns({}, {})", self.label, self.id)
+    }
+}
+
+/// Looks for a living namespace by its id: in processes, in mounts, at last in open files.
+///
+/// An inode is not used again while its namespace lives, so a match is the right one as long as something that
+/// belongs to the namespace (a veth end of ours) is known to be there.
+pub(crate) fn find(id: NetnsId, likely_pid: Option<u32>) -> Option<Netns> {
+    let same = |path: &Path| -> Option<Netns> {
+        let stat = std::fs::metadata(path).ok()?;
+        (stat.ino() == id.ino && stat.dev() == id.dev)
+            .then(|| Netns::at_path(path).ok())
+            .flatten()
+    };
+    if let Some(found) = likely_pid.and_then(|pid| same(Path::new(&format!("/proc/{pid}/ns/net"))))
+    {
+        return Some(found);
+    }
+    let pids = || {
+        std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| {
+                path.file_name()
+                    .is_some_and(|n| n.to_string_lossy().bytes().all(|b| b.is_ascii_digit()))
+            })
+    };
+    if let Some(found) = pids().find_map(|pid| same(&pid.join("ns/net"))) {
+        return Some(found);
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let nsfs = mounts
+        .lines()
+        .filter(|line| line.contains(" - nsfs "))
+        .filter_map(|line| line.split(' ').nth(4));
+    if let Some(found) = nsfs.map(unescape_mount).find_map(|at| same(Path::new(&at))) {
+        return Some(found);
+    }
+    let held = |dir: PathBuf| {
+        std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .find_map(|fd| same(&fd.path()))
+    };
+    pids().find_map(|pid| {
+        // Threads can be elsewhere than their process, and a handle can be all that holds a namespace.
+        let tasks = std::fs::read_dir(pid.join("task"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        held(pid.join("fd")).or_else(|| {
+            tasks
+                .into_iter()
+                .find_map(|task| same(&task.path().join("ns/net")))
+        })
+    })
+}
+
+/// mountinfo writes blanks and backslashes as `\040` and the like.
+fn unescape_mount(field: &str) -> String {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let octal = after
+            .get(..3)
+            .and_then(|d| std::str::from_utf8(d).ok())
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
+        match (first, octal) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                rest = &after[3..];
+            }
+            _ => {
+                out.push(first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        assert_eq!(
+            unescape_mount("/run/netns/a\\040b\\134"),
+            "/run/netns/a b\\"
+        );
+        assert_eq!(unescape_mount("/plain\\"), "/plain\\");
+        assert_eq!(unescape_mount("/not\\9octal"), "/not\\9octal");
+    }
+
+    #[test]
+    fn names_do_not_lead_elsewhere() {
+        for name in ["", ".", "..", "../x", "a/b"] {
+            let error = Netns::named(name).expect_err("refused");
+            assert!(
+                matches!(error, Error::Netns { op: "open", .. }),
+                "{name}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_namespace_is_refused() {
+        let error = Netns::at_path(Path::new("/proc/self/ns/uts")).expect_err("refused");
+        assert!(
+            std::error::Error::source(&error)
+                .is_some_and(|s| s.to_string().contains("no network namespace"))
+        );
+        assert!(Netns::at_path(Path::new("/dev/null")).is_err());
+    }
+
+    #[test]
+    fn the_own_namespace_is_found_by_its_id() {
+        let own = Netns::current().expect("own namespace");
+        assert_eq!(find(own.id(), None).map(|n| n.id()), Some(own.id()));
+        assert_eq!(
+            find(
+                NetnsId {
+                    dev: own.id().dev,
+                    ino: 1
+                },
+                None
+            ),
+            None
+        );
+    }
+}

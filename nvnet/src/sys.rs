@@ -1,0 +1,108 @@
+//! The system calls that no crate types: `bpf(2)` and the namespace ioctl. All `unsafe` of this crate is here.
+#![allow(
+    unsafe_code,
+    reason = "system calls without a safe wrapper; each block says why it is sound"
+)]
+
+use std::ffi::{CStr, c_int};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// `NS_GET_NSTYPE` of include/uapi/linux/nsfs.h: `_IO(0xb7, 3)`.
+const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+
+/// Which kind of namespace an open file is: one of the `CLONE_NEW*` values. Since Linux 4.11.
+///
+/// # Errors
+/// `ENOTTY` when the file is no namespace at all.
+pub(crate) fn namespace_type(file: BorrowedFd<'_>) -> io::Result<c_int> {
+    // SAFETY: the request takes no argument and writes nowhere; the descriptor is open for the call, as it is borrowed.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+    if kind < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(kind)
+    }
+}
+
+/// One eBPF instruction: `struct bpf_insn` of include/uapi/linux/bpf.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Insn {
+    /// Operation code.
+    pub(crate) code: u8,
+    /// Destination register in the low four bits, source register in the high four.
+    pub(crate) regs: u8,
+    /// Offset of a jump or of a memory operand.
+    pub(crate) off: i16,
+    /// Immediate operand.
+    pub(crate) imm: i32,
+}
+
+const _: () = assert!(size_of::<Insn>() == 8);
+
+/// The head of `union bpf_attr` as `BPF_PROG_LOAD` reads it, up to `prog_name` (Linux 4.15).
+#[repr(C)]
+struct ProgLoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+}
+
+const _: () = assert!(size_of::<ProgLoadAttr>() == 64);
+
+const BPF_PROG_LOAD: c_int = 5;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+
+/// Loads a classifier (`BPF_PROG_TYPE_SCHED_CLS`); a refusal brings what the verifier wrote into `log`.
+///
+/// # Errors
+/// `EPERM` without CAP_BPF, `EACCES` or `EINVAL` when the verifier refuses, `ENOSYS` without the system call.
+pub(crate) fn load_classifier(name: &CStr, insns: &[Insn], log: &mut [u8]) -> io::Result<OwnedFd> {
+    let license = c"Dual MIT/GPL";
+    let mut prog_name = [0; 16];
+    for (to, from) in prog_name.iter_mut().take(15).zip(name.to_bytes()) {
+        *to = *from;
+    }
+    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let attr = ProgLoadAttr {
+        prog_type: BPF_PROG_TYPE_SCHED_CLS,
+        insn_cnt: u32::try_from(insns.len()).map_err(too_long)?,
+        insns: insns.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log_level: u32::from(!log.is_empty()),
+        log_size: u32::try_from(log.len()).map_err(too_long)?,
+        log_buf: if log.is_empty() {
+            0
+        } else {
+            log.as_mut_ptr() as u64
+        },
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name,
+    };
+    // SAFETY: `attr` is laid out as the kernel reads it (asserted above) and its size is passed along, so nothing beyond
+    // it is read. Its pointers lead to `insns` (`insn_cnt` entries), a NUL-ended string and `log` (`log_size` octets, the
+    // only memory that is written), all of which outlive the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attr,
+            size_of::<ProgLoadAttr>() as libc::c_uint,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = c_int::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns (the kernel sets O_CLOEXEC on it).
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
