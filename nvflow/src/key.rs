@@ -160,6 +160,16 @@ impl FlowKey {
         self
     }
 
+    /// Which way `direction` is by the addresses alone; one and the same where both are equal.
+    pub(crate) fn way(&self, direction: Direction) -> Direction {
+        let (low, high) = self.ends();
+        if low.address == high.address {
+            Direction::Up
+        } else {
+            direction
+        }
+    }
+
     #[inline]
     const fn has(&self, flag: u64) -> bool {
         self.rest[0] & flag != 0

@@ -4,18 +4,25 @@
 //! start, and nothing is allocated per frame.
 #![forbid(unsafe_code)]
 
+mod clock;
 mod config;
+mod entry;
 mod error;
+mod fragments;
+mod index;
 mod key;
 mod meter;
 mod record;
 mod sink;
 mod stats;
+mod table;
 mod tcp;
 mod timeouts;
+mod wheel;
 
 pub use config::{MeterConfig, Observation};
 pub use error::Error;
+pub use index::BucketIndex;
 pub use key::{Direction, FlowKey, KeyHasher};
 pub use meter::Meter;
 pub use record::{

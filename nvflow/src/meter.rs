@@ -1,125 +1,412 @@
 //! Frames in, records out.
 
-use std::collections::HashMap;
+use std::fmt;
 use std::ops::ControlFlow;
 
-use nvcapture::wire::{Headers, WireError};
+use nvcapture::wire::{Ethernet, Headers, Transport, Tunnel, WireError};
 use nvcapture::{Frame, Timestamp};
 
+use crate::clock::Clock;
+use crate::entry::{NONE, Step};
+use crate::fragments::Fragments;
+use crate::table::{Evicted, Table};
+use crate::tcp::Segment;
 use crate::{
-    Direction, Error, FlowEndReason, FlowKey, FlowRecord, Labels, MeterConfig, MeterStats, Side,
-    Sink,
+    Direction, Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig, MeterStats,
+    Observation, Sink,
 };
 
+/// Frames whose memory is waited for together.
+///
+/// Each needs up to four cache lines from anywhere in the table: the index, both lines of the entry, and TCP's block. One frame after the
+/// other, every load would be waited for; in a batch they overlap. 32 is where more brought nothing (benches/table.rs).
+const BATCH: usize = 32;
+
+/// The marker address' first four octets: "NeuV".
+const MARKER: [u8; 4] = [0x4e, 0x65, 0x75, 0x56];
+
 /// Meters frames into connections.
-#[derive(Debug)]
+///
+/// ```
+/// use nvcapture::Frame;
+/// use nvflow::{FlowRecord, Meter, MeterConfig};
+///
+/// # fn frames() -> Vec<Frame<'static>> { Vec::new() }
+/// let mut meter = Meter::new(MeterConfig::default())?;
+/// let mut records: Vec<FlowRecord> = Vec::new(); // any `Sink`
+/// let _ = meter.observe(frames(), &mut records)?;
+/// let _ = meter.finish(&mut records)?;
+/// assert!(meter.stats().is_balanced());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Meter {
     config: MeterConfig,
+    active: u64,
+    clock: Clock,
+    table: Table,
+    fragments: Fragments,
+    hasher: KeyHasher,
     stats: MeterStats,
-    open: HashMap<FlowKey, (FlowRecord, Direction)>,
+    batch: Vec<Step>,
+    /// Of each frame in the batch; stays empty unless tunnels are looked into.
+    tunnels: Vec<Option<Tunnel>>,
+}
+
+impl fmt::Debug for Meter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meter")
+            .field("config", &self.config)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Meter {
     /// A meter with an empty table.
+    ///
+    /// Reserves address space for `max_connections` and touches it as connections come: 136 octets for each, 56 more for TCP past its
+    /// first segment, 32 more for IPv6. Fails when there is not so much.
     pub fn new(config: MeterConfig) -> Result<Self, Error> {
+        let table = Table::new(&config)?;
         Ok(Self {
-            config,
+            active: u64::try_from(config.timeouts.active.as_micros()).unwrap_or(u64::MAX),
+            clock: Clock::default(),
+            table,
+            fragments: Fragments::new(),
+            hasher: config
+                .hash_key
+                .map_or_else(KeyHasher::random, KeyHasher::new),
             stats: MeterStats::default(),
-            open: HashMap::new(),
+            batch: Vec::with_capacity(BATCH),
+            tunnels: Vec::with_capacity(if config.decapsulate { BATCH } else { 0 }),
+            config,
         })
     }
 
     /// Meters `frames`, oldest first; records of connections that ended meanwhile go to `sink`.
     ///
-    /// All frames are metered, whatever the sink says: what it does not take is counted as undelivered.
+    /// All frames are metered, whatever the sink says: what it does not take any more is counted as undelivered.
     pub fn observe<'f, S: Sink>(
         &mut self,
         frames: impl IntoIterator<Item = Frame<'f>>,
-        _sink: &mut S,
+        sink: &mut S,
     ) -> Result<ControlFlow<()>, S::Error> {
+        let mut out = Out::new(sink);
         for frame in frames {
-            self.stats.frames += 1;
-            let headers = match Headers::parse(&frame) {
-                Ok(headers) => headers,
-                Err(WireError::NotIp { .. }) => {
-                    self.stats.not_ip += 1;
-                    continue;
-                }
-                Err(_) => {
-                    self.stats.unparsed += 1;
-                    continue;
-                }
-            };
-            self.stats.metered += 1;
-            let (key, direction) = FlowKey::of(&headers, None, self.config.vlan_in_key);
-            let (low, high) = key.ends();
-            let (source, destination) = if direction == Direction::Up {
-                (low, high)
-            } else {
-                (high, low)
-            };
-            let (record, initiator) = self.open.entry(key).or_insert_with(|| {
-                let record = FlowRecord {
-                    flow_start: frame.timestamp(),
-                    flow_end: frame.timestamp(),
-                    source,
-                    destination,
-                    protocol_identifier: key.protocol(),
-                    has_ports: key.has_ports(),
-                    icmp_type_code: key.icmp_type_code(),
-                    vlan_id: key.vlan_id(),
-                    observation_point: key.observation_point(),
-                    vantage: None,
-                    forward: Side::default(),
-                    reverse: Side::default(),
-                    flow_end_reason: None,
-                    tcp: None,
-                    tunnel: None,
-                    labels: Labels::default(),
-                };
-                (record, direction)
-            });
-            record.flow_end = frame.timestamp();
-            let side = if direction == *initiator {
-                &mut record.forward
-            } else {
-                &mut record.reverse
-            };
-            side.packets += 1;
-            side.octets += u64::from(headers.ip_octets);
-            side.layer2_octets += u64::from(frame.wire_len());
-            side.payload_octets += u64::from(headers.payload_octets);
+            self.take(&frame);
+            if self.batch.len() == BATCH {
+                self.work_off(&mut out);
+            }
         }
-        Ok(ControlFlow::Continue(()))
+        self.work_off(&mut out);
+        out.finish(&mut self.stats)
     }
 
     /// Makes the records of connections that have been idle for too long at the time `now`, without a frame that tells it.
     pub fn expire<S: Sink>(
         &mut self,
-        _now: Timestamp,
-        _sink: &mut S,
+        now: Timestamp,
+        sink: &mut S,
     ) -> Result<ControlFlow<()>, S::Error> {
-        Ok(ControlFlow::Continue(()))
+        let now = self.clock.advance(now.as_micros());
+        let mut out = Out::new(sink);
+        self.expire_until(now, &mut out);
+        out.finish(&mut self.stats)
     }
 
-    /// Makes the records of all connections, which leaves the table empty.
+    /// Makes the records of all connections. The table is empty then, unless the sink wanted no more: those it was not shown stay.
     pub fn finish<S: Sink>(&mut self, sink: &mut S) -> Result<ControlFlow<()>, S::Error> {
-        for (_, (mut record, _)) in self.open.drain() {
-            record.flow_end_reason = Some(FlowEndReason::ForcedEnd);
-            if sink.record(&record)?.is_break() {
-                return Ok(ControlFlow::Break(()));
+        let mut out = Out::new(sink);
+        for slot in 0..self.table.slots_used() {
+            if self.table.entry(slot).is_free() {
+                continue;
+            }
+            self.close(slot, FlowEndReason::ForcedEnd, &mut out);
+            if out.is_done() {
+                break;
             }
         }
-        Ok(ControlFlow::Continue(()))
+        out.finish(&mut self.stats)
     }
 
-    /// Calls `visit` with every open connection, as it stands now; stops when told to.
+    /// Shows `visit` every open connection as it stands now, in no order; stops when told to.
+    ///
+    /// Such a record's counts are those since the connection's last record, its end reason is `None`.
     pub fn open(&self, mut visit: impl FnMut(&FlowRecord) -> ControlFlow<()>) -> ControlFlow<()> {
-        self.open.values().try_for_each(|(record, _)| visit(record))
+        self.table
+            .slots()
+            .try_for_each(|slot| visit(&self.table.record(slot, None)))
     }
 
     /// What was done so far.
     pub fn stats(&self) -> MeterStats {
-        self.stats
+        MeterStats {
+            connections: self.table.len() as u64,
+            ..self.stats
+        }
+    }
+
+    /// Reads a frame's headers and begins to load what its connection is kept in.
+    #[inline]
+    fn take(&mut self, frame: &Frame<'_>) {
+        self.stats.frames += 1;
+        let micros = frame.timestamp().as_micros();
+        let now = self.clock.advance(micros);
+        let headers = match Headers::parse(frame) {
+            Ok(headers) => headers,
+            Err(WireError::NotIp { .. }) => {
+                self.stats.not_ip += 1;
+                return;
+            }
+            Err(_) => {
+                self.stats.unparsed += 1;
+                return;
+            }
+        };
+        if self.config.decapsulate {
+            let headers = self.decapsulate(headers);
+            self.step(frame, &headers, micros, now);
+        } else {
+            self.step(frame, &headers, micros, now);
+        }
+    }
+
+    #[cold]
+    fn decapsulate<'f>(&mut self, outer: Headers<'f>) -> Headers<'f> {
+        let headers = match outer.decapsulate() {
+            Some(inner) => {
+                self.stats.decapsulated += 1;
+                inner
+            }
+            None => outer,
+        };
+        self.tunnels.push(headers.tunnel);
+        headers
+    }
+
+    #[inline(always)]
+    fn step(&mut self, frame: &Frame<'_>, headers: &Headers<'_>, micros: u64, now: u64) {
+        let (observation_point, sender_inside) = match self.config.observation {
+            Observation::None => (None, None),
+            Observation::Fixed(id) => (Some(id), None),
+            Observation::Marker => headers
+                .ethernet
+                .map_or((None, None), |ethernet| marker(&ethernet)),
+        };
+        let (mut key, mut direction) =
+            FlowKey::of(headers, observation_point, self.config.vlan_in_key);
+        if let Some(fragment) = headers.fragment {
+            match self
+                .fragments
+                .resolve(&self.hasher, fragment, (key, direction), now)
+            {
+                Some(found) => {
+                    (key, direction) = found;
+                    self.stats.fragments += u64::from(fragment.offset != 0);
+                }
+                None => self.stats.fragments_without_first += 1,
+            }
+        }
+        let mut segment = Segment::default();
+        let mut has_segment = false;
+        let mut payload_octets = 0;
+        let is_answer = match headers.transport {
+            Transport::Tcp(tcp) => {
+                segment = Segment {
+                    sequence: tcp.sequence(),
+                    acknowledgment: tcp.acknowledgment(),
+                    window: tcp.window(),
+                    control: tcp.control_bits(),
+                };
+                has_segment = true;
+                payload_octets = headers.payload_octets;
+                segment.answers()
+            }
+            Transport::Udp(_) | Transport::Ports { .. } => {
+                payload_octets = headers.payload_octets;
+                false
+            }
+            Transport::Icmp(icmp) => crate::key::is_icmp_reply(headers.protocol, icmp.icmp_type),
+            Transport::Other => {
+                if key.has_ports() {
+                    payload_octets = headers.payload_octets;
+                }
+                false
+            }
+        };
+        let hash = self.table.hash(&key);
+        std::hint::black_box(self.table.touch_index(hash));
+        self.batch.push(Step {
+            key,
+            hash,
+            micros,
+            now,
+            ip_octets: headers.ip_octets,
+            frame_octets: frame.wire_len(),
+            payload_octets,
+            candidate: NONE,
+            segment,
+            has_segment,
+            direction,
+            ttl: headers.ip.time_to_live(),
+            dscp: headers.ip.dscp(),
+            is_answer,
+            sender_inside,
+        });
+    }
+
+    /// Counts the frames of the batch to their connections.
+    fn work_off<S: Sink>(&mut self, out: &mut Out<'_, S>) {
+        let mut batch = std::mem::take(&mut self.batch);
+        let mut loaded = 0;
+        for step in &mut batch {
+            let (slot, word) = self.table.touch_entry(step.hash);
+            step.candidate = slot;
+            loaded ^= word;
+        }
+        for step in &batch {
+            loaded ^= self.table.touch_more(step.candidate);
+        }
+        std::hint::black_box(loaded);
+        for (place, step) in batch.iter().enumerate() {
+            self.meter(step, place, out);
+        }
+        batch.clear();
+        self.batch = batch;
+        self.tunnels.clear();
+    }
+
+    #[inline(always)]
+    fn meter<S: Sink>(&mut self, step: &Step, place: usize, out: &mut Out<'_, S>) {
+        if self.table.is_due(step.now) {
+            self.expire_until(step.now, out);
+        }
+        let found = match self.table.find(step) {
+            Some(slot) => self.go_on(slot, step, out),
+            None => None,
+        };
+        let Some(slot) = found.or_else(|| self.open_for(step, place, out)) else {
+            self.stats.refused += 1;
+            return;
+        };
+        self.table.count(slot, step);
+        self.stats.metered += 1;
+    }
+
+    /// The slot, if the frame of `step` belongs to the connection there; else its record is made and it is gone.
+    #[inline(always)]
+    fn go_on<S: Sink>(&mut self, slot: u32, step: &Step, out: &mut Out<'_, S>) -> Option<u32> {
+        if self.table.is_overdue(slot, step.now) {
+            self.close(slot, FlowEndReason::IdleTimeout, out);
+            return None;
+        }
+        let entry = self.table.entry(slot);
+        if step.has_segment && step.segment.begins() && crate::tcp::replaces(entry, step) {
+            self.close(slot, FlowEndReason::EndOfFlowDetected, out);
+            return None;
+        }
+        if entry.since_start(step.micros) > self.active && entry.packets() > 0 {
+            self.report_active(slot, step.micros, out);
+        }
+        Some(slot)
+    }
+
+    #[cold]
+    fn report_active<S: Sink>(&mut self, slot: u32, micros: u64, out: &mut Out<'_, S>) {
+        out.record(&self.table.record(slot, Some(FlowEndReason::ActiveTimeout)));
+        self.table.begin_anew(slot, micros);
+    }
+
+    /// A slot for the connection that the frame of `step` opens.
+    #[inline(never)]
+    fn open_for<S: Sink>(
+        &mut self,
+        step: &Step,
+        place: usize,
+        out: &mut Out<'_, S>,
+    ) -> Option<u32> {
+        if self.table.is_full() {
+            let (victim, why) = self.table.victim(step.now)?;
+            *match why {
+                Evicted::Ended => &mut self.stats.evicted_ended,
+                Evicted::Embryonic => &mut self.stats.evicted_embryonic,
+                Evicted::Idle => &mut self.stats.evicted_idle,
+            } += 1;
+            self.close(victim, FlowEndReason::LackOfResources, out);
+        }
+        let slot = self
+            .table
+            .open(step, self.tunnels.get(place).copied().flatten());
+        self.stats.opened += 1;
+        self.stats.high_water = self.stats.high_water.max(self.table.len() as u64);
+        Some(slot)
+    }
+
+    #[cold]
+    fn expire_until<S: Sink>(&mut self, now: u64, out: &mut Out<'_, S>) {
+        while let Some(slot) = self.table.overdue(now) {
+            self.close(slot, FlowEndReason::IdleTimeout, out);
+        }
+    }
+
+    fn close<S: Sink>(&mut self, slot: u32, reason: FlowEndReason, out: &mut Out<'_, S>) {
+        out.record(&self.table.record(slot, Some(reason)));
+        self.table.close(slot);
     }
 }
+
+/// The observation point in a frame's addresses, and whether the sender is inside.
+#[inline]
+fn marker(ethernet: &Ethernet<'_>) -> (Option<u16>, Option<bool>) {
+    for (address, sender_inside) in [(ethernet.source(), true), (ethernet.destination(), false)] {
+        if let [a, b, c, d, high, low] = address
+            && [a, b, c, d] == MARKER
+        {
+            return (Some(u16::from_be_bytes([high, low])), Some(sender_inside));
+        }
+    }
+    (None, None)
+}
+
+/// A sink that has not failed yet, or why it takes no more.
+struct Out<'s, S: Sink> {
+    sink: &'s mut S,
+    said: Result<ControlFlow<()>, S::Error>,
+    records: u64,
+    undelivered: u64,
+}
+
+impl<'s, S: Sink> Out<'s, S> {
+    fn new(sink: &'s mut S) -> Self {
+        Self {
+            sink,
+            said: Ok(ControlFlow::Continue(())),
+            records: 0,
+            undelivered: 0,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        !matches!(self.said, Ok(ControlFlow::Continue(())))
+    }
+
+    fn record(&mut self, record: &FlowRecord) {
+        self.records += 1;
+        if self.is_done() {
+            self.undelivered += 1;
+        } else {
+            self.said = self.sink.record(record);
+            // The one that the sink failed on is lost too.
+            self.undelivered += u64::from(self.said.is_err());
+        }
+    }
+
+    fn finish(self, stats: &mut MeterStats) -> Result<ControlFlow<()>, S::Error> {
+        stats.records += self.records;
+        stats.undelivered += self.undelivered;
+        self.said
+    }
+}
+
+// Both are used as indices of pairs.
+const _: () = assert!(Direction::Up as usize == 0 && Direction::Down as usize == 1);

@@ -1,0 +1,235 @@
+//! From a frame in memory to its connection: walk, key, hash, lookup, update; then the index alone.
+//!
+//! NV_BENCH_CONNECTIONS=131072,1000000,10000000 picks the sizes of the table (default: the first). One element is one frame.
+#![allow(missing_docs, reason = "a benchmark has no users")]
+
+use std::hint::black_box;
+use std::ops::ControlFlow;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use hashbrown::HashTable;
+use nv_benches::{ACK, Numbers, SYN, Shape, Traffic, Zipf, shortest};
+use nvcapture::Timestamp;
+use nvflow::{BucketIndex, FlowRecord, Meter, MeterConfig, sink_fn};
+
+const FRAMES: usize = 1 << 20;
+
+fn sizes() -> Vec<usize> {
+    std::env::var("NV_BENCH_CONNECTIONS").map_or_else(
+        |_| vec![131_072],
+        |list| {
+            list.split(',')
+                .map(|size| {
+                    size.parse()
+                        .expect("NV_BENCH_CONNECTIONS: numbers and commas")
+                })
+                .collect()
+        },
+    )
+}
+
+fn nowhere(_: &FlowRecord) -> Result<ControlFlow<()>, std::convert::Infallible> {
+    Ok(ControlFlow::Continue(()))
+}
+
+/// A meter in which all `size` connections are open, both sides seen.
+fn filled(shape: Shape, size: usize, config: MeterConfig) -> Meter {
+    let mut meter = Meter::new(MeterConfig {
+        max_connections: size,
+        ..config
+    })
+    .expect("memory");
+    for back in [false, true] {
+        for part in (0..size).step_by(FRAMES) {
+            let count = FRAMES.min(size - part);
+            let traffic = Traffic::new(shape, shortest(shape), count, |place| {
+                ((part + place) as u32, back, ACK)
+            });
+            let Ok(_) = meter.observe(
+                traffic.frames(Timestamp::from_nanos(1_000_000_000)),
+                &mut sink_fn(nowhere),
+            );
+        }
+    }
+    assert_eq!(meter.stats().connections, size as u64);
+    meter
+}
+
+fn observe(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("table");
+    group
+        .throughput(Throughput::Elements(FRAMES as u64))
+        .sample_size(10);
+    for size in sizes() {
+        let mut random = Numbers::new(1);
+        let uniform =
+            |random: &mut Numbers| (random.below(size) as u32, random.next_u64() & 1 == 1, ACK);
+        for (name, shape, tcp_metrics) in [
+            ("uniform/v4", Shape::V4, true),
+            ("uniform/v4 without tcp_metrics", Shape::V4, false),
+            ("uniform/v6", Shape::V6, true),
+            ("uniform/vlan", Shape::Vlan, true),
+        ] {
+            let mut meter = filled(
+                shape,
+                size,
+                MeterConfig {
+                    tcp_metrics,
+                    ..MeterConfig::default()
+                },
+            );
+            let traffic = Traffic::new(shape, shortest(shape), FRAMES, |_| uniform(&mut random));
+            group.bench_function(format!("{name}/{size}"), |bencher| {
+                bencher.iter(|| {
+                    meter.observe(
+                        traffic.frames(Timestamp::from_nanos(3_000_000_000)),
+                        &mut sink_fn(nowhere),
+                    )
+                });
+            });
+            assert_eq!(meter.stats().opened, size as u64);
+        }
+        let zipf = Zipf::new(size, &mut random);
+        let mut meter = filled(Shape::V4, size, MeterConfig::default());
+        let traffic = Traffic::new(Shape::V4, 64, FRAMES, |_| {
+            (zipf.pick(&mut random), random.next_u64() & 1 == 1, ACK)
+        });
+        group.bench_function(format!("zipf/v4/{size}"), |bencher| {
+            bencher.iter(|| {
+                meter.observe(
+                    traffic.frames(Timestamp::from_nanos(3_000_000_000)),
+                    &mut sink_fn(nowhere),
+                )
+            });
+        });
+
+        // Every frame opens a connection, and the full table gives up another for it.
+        let flood = Traffic::new(Shape::V4, 64, FRAMES, |place| {
+            (0x80_0000 + place as u32, false, SYN)
+        });
+        group.bench_function(format!("syn flood/v4/{size}"), |bencher| {
+            bencher.iter_batched_ref(
+                || filled(Shape::V4, size, MeterConfig::default()),
+                |meter| {
+                    meter.observe(
+                        flood.frames(Timestamp::from_nanos(400_000_000_000)),
+                        &mut sink_fn(nowhere),
+                    )
+                },
+                BatchSize::PerIteration,
+            );
+        });
+
+        // All connections at once: what one of them costs, its record included.
+        group.throughput(Throughput::Elements(size as u64));
+        group.bench_function(format!("expiry/v4/{size}"), |bencher| {
+            bencher.iter_batched_ref(
+                || filled(Shape::V4, size, MeterConfig::default()),
+                |meter| {
+                    meter.expire(
+                        Timestamp::from_nanos(4_000_000_000_000),
+                        &mut sink_fn(nowhere),
+                    )
+                },
+                BatchSize::PerIteration,
+            );
+        });
+        group.throughput(Throughput::Elements(FRAMES as u64));
+    }
+    group.finish();
+}
+
+/// The index alone, ours against hashbrown's, over the same slots of two lines: hash given, lookup in batches of 32, one update.
+fn index(criterion: &mut Criterion) {
+    #[derive(Clone, Copy)]
+    #[repr(align(64))]
+    struct Slot {
+        hash: u64,
+        count: u64,
+        other_line: [u64; 14],
+    }
+    const BATCH: usize = 32;
+    let mut group = criterion.benchmark_group("index");
+    group
+        .throughput(Throughput::Elements(FRAMES as u64))
+        .sample_size(20);
+    for size in sizes() {
+        let mut random = Numbers::new(2);
+        let hashes: Vec<u64> = (0..size).map(|_| random.next_u64()).collect();
+        let wanted: Vec<u64> = (0..FRAMES).map(|_| hashes[random.below(size)]).collect();
+        let mut slots: Vec<Slot> = hashes
+            .iter()
+            .map(|&hash| Slot {
+                hash,
+                count: 0,
+                other_line: [0; 14],
+            })
+            .collect();
+
+        let mut ours = BucketIndex::new(size).expect("memory");
+        let mut theirs: HashTable<u32> = HashTable::with_capacity(size);
+        for (slot, &hash) in hashes.iter().enumerate() {
+            ours.insert(hash, slot as u32);
+            theirs.insert_unique(hash, slot as u32, |&slot| hashes[slot as usize]);
+        }
+
+        group.bench_function(format!("buckets/{size}"), |bencher| {
+            bencher.iter(|| {
+                for batch in wanted.chunks_exact(BATCH) {
+                    let mut loaded = 0;
+                    let mut found = [0; BATCH];
+                    for &hash in batch {
+                        loaded ^= ours.touch(hash);
+                    }
+                    for (found, &hash) in found.iter_mut().zip(batch) {
+                        *found = ours.candidate(hash);
+                        let slot = &slots[*found as usize];
+                        loaded ^= slot.count as u32 ^ slot.other_line[8] as u32;
+                    }
+                    black_box(loaded);
+                    for (&slot, &hash) in found.iter().zip(batch) {
+                        let slot = if slots[slot as usize].hash == hash {
+                            slot
+                        } else {
+                            ours.find(hash, |slot| slots[slot as usize].hash == hash)
+                                .expect("inserted")
+                        };
+                        slots[slot as usize].count += 1;
+                        slots[slot as usize].other_line[8] += 1;
+                    }
+                }
+            });
+        });
+        group.bench_function(format!("hashbrown/{size}"), |bencher| {
+            bencher.iter(|| {
+                for batch in wanted.chunks_exact(BATCH) {
+                    let mut loaded = 0;
+                    let mut found = [0; BATCH];
+                    for (found, &hash) in found.iter_mut().zip(batch) {
+                        *found = theirs.iter_hash(hash).next().copied().unwrap_or(0);
+                    }
+                    for &found in &found {
+                        let slot = &slots[found as usize];
+                        loaded ^= slot.count as u32 ^ slot.other_line[8] as u32;
+                    }
+                    black_box(loaded);
+                    for (&slot, &hash) in found.iter().zip(batch) {
+                        let slot = if slots[slot as usize].hash == hash {
+                            slot
+                        } else {
+                            *theirs
+                                .find(hash, |&slot| slots[slot as usize].hash == hash)
+                                .expect("inserted")
+                        };
+                        slots[slot as usize].count += 1;
+                        slots[slot as usize].other_line[8] += 1;
+                    }
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, observe, index);
+criterion_main!(benches);

@@ -1,0 +1,492 @@
+//! A connection as the table keeps it: two cache lines, one more for what TCP tells beside its state, half a one for IPv6 addresses.
+
+use nvcapture::Timestamp;
+use nvcapture::wire::{Tunnel, protocol};
+
+use crate::clock::Clock;
+use crate::key::flag;
+use crate::tcp::{Segment, TcpBlock};
+use crate::{
+    Direction, Endpoint, FlowEndReason, FlowKey, FlowRecord, Labels, Side, TcpRecord, TcpState,
+    Vantage,
+};
+
+/// No slot.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// Counters of 48 bits, two directions: packets, IP octets, frame octets, payload octets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    low: [[u32; 4]; 2],
+    high: [[u16; 4]; 2],
+}
+
+impl Counters {
+    #[inline(always)]
+    fn add(&mut self, direction: usize, amounts: [u32; 4]) {
+        let (low, high) = (&mut self.low[direction], &mut self.high[direction]);
+        for (place, amount) in amounts.into_iter().enumerate() {
+            let (sum, carry) = low[place].overflowing_add(amount);
+            low[place] = sum;
+            high[place] = high[place].wrapping_add(carry.into());
+        }
+    }
+
+    #[inline]
+    pub(crate) fn of(&self, direction: usize) -> [u64; 4] {
+        std::array::from_fn(|place| {
+            (u64::from(self.high[direction][place]) << 32) | u64::from(self.low[direction][place])
+        })
+    }
+
+    /// Whether either side sent anything.
+    #[inline]
+    fn packets(&self, direction: usize) -> u64 {
+        (u64::from(self.high[direction][0]) << 32) | u64::from(self.low[direction][0])
+    }
+}
+
+/// What is known of a TCP connection's state, beside the control bits seen.
+pub(crate) mod state {
+    /// The lower end said FIN; shifted by 1 for the higher.
+    pub(crate) const FIN: u8 = 1;
+    /// The lower end's FIN was acknowledged; shifted by 1 for the higher.
+    pub(crate) const FIN_ACKED: u8 = 1 << 2;
+    /// The higher end said FIN first.
+    pub(crate) const HIGH_FIRST: u8 = 1 << 4;
+    /// Reset.
+    pub(crate) const RESET: u8 = 1 << 5;
+    /// The handshake is done, or was not seen.
+    pub(crate) const ESTABLISHED: u8 = 1 << 6;
+}
+
+mod mark {
+    /// The higher end is the initiator.
+    pub(super) const INITIATOR_HIGH: u8 = 1;
+    /// The lower end is inside the container.
+    pub(super) const INSIDE_LOW: u8 = 1 << 1;
+    /// The higher end is inside the container.
+    pub(super) const INSIDE_HIGH: u8 = 1 << 2;
+    /// Its timer is in the wheel of connections worth keeping.
+    pub(super) const KEPT: u8 = 1 << 3;
+}
+
+/// One connection.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Entry {
+    /// IPv4: both addresses. IPv6: the slot of the addresses.
+    pub(crate) addresses: u64,
+    /// The rest of the key; the first word is 0 in a free entry.
+    pub(crate) rest: [u64; 2],
+    /// When the first frame was seen. Unit: microseconds since the epoch.
+    start: u64,
+    counters: Counters,
+    /// The last frame's tick, low 32 bits.
+    pub(crate) last: u32,
+    /// The next in the timer's bucket, or among the free.
+    pub(crate) next: u32,
+    pub(crate) previous: u32,
+    /// The slot of what TCP tells beside its state.
+    pub(crate) tcp: u32,
+    /// Per direction the sequence number behind the highest octet seen.
+    pub(crate) sequence: [u32; 2],
+    /// Per direction the highest acknowledgment.
+    pub(crate) acknowledged: [u32; 2],
+    /// From first frame to last, in microseconds: low and high part.
+    duration_low: u32,
+    duration_high: u16,
+    /// Per direction lowest and highest time to live.
+    ttl: [[u8; 2]; 2],
+    /// Per direction the code point of the last packet, and in the highest bit the TCP control bit AE.
+    dscp: [u8; 2],
+    /// Per direction all TCP control bits but AE.
+    pub(crate) control: [u8; 2],
+    /// See [`state`].
+    pub(crate) state: u8,
+    /// See [`mark`].
+    marks: u8,
+}
+
+const _: () = assert!(size_of::<Entry>() == 128);
+
+/// What of a timeout applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Class {
+    TcpEstablished,
+    TcpHalfOpen,
+    TcpClosing,
+    TcpEnded,
+    Udp,
+    Icmp,
+    Other,
+}
+
+impl Class {
+    pub(crate) const COUNT: usize = 7;
+}
+
+/// What a frame tells of its connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    pub(crate) key: FlowKey,
+    pub(crate) hash: u64,
+    /// The frame's time. Unit: microseconds since the epoch.
+    pub(crate) micros: u64,
+    /// The clock's time.
+    pub(crate) now: u64,
+    pub(crate) ip_octets: u32,
+    pub(crate) frame_octets: u32,
+    pub(crate) payload_octets: u32,
+    /// The slot its connection may be in.
+    pub(crate) candidate: u32,
+    pub(crate) segment: Segment,
+    pub(crate) has_segment: bool,
+    pub(crate) direction: Direction,
+    pub(crate) ttl: u8,
+    pub(crate) dscp: u8,
+    /// The receiver is the initiator, if this is the first frame.
+    pub(crate) is_answer: bool,
+    /// Whether the sender is inside the container, or the receiver; neither where that is not known.
+    pub(crate) sender_inside: Option<bool>,
+}
+
+impl Entry {
+    /// What a free entry holds.
+    const FREE: Self = Self {
+        addresses: 0,
+        rest: [0; 2],
+        start: 0,
+        counters: Counters {
+            low: [[0; 4]; 2],
+            high: [[0; 4]; 2],
+        },
+        last: 0,
+        next: NONE,
+        previous: NONE,
+        tcp: NONE,
+        sequence: [0; 2],
+        acknowledged: [0; 2],
+        duration_low: 0,
+        duration_high: 0,
+        ttl: [[u8::MAX, 0]; 2],
+        dscp: [0; 2],
+        control: [0; 2],
+        state: 0,
+        marks: 0,
+    };
+
+    /// A free entry, and the next one.
+    pub(crate) const fn free(next: u32) -> Self {
+        Self { next, ..Self::FREE }
+    }
+
+    /// The connection that the frame of `step` opens; the frame itself is not yet counted.
+    pub(crate) fn opened_by(step: &Step, addresses: u64) -> Self {
+        let sender_high = step.direction == Direction::Down;
+        let mut marks = 0;
+        if sender_high != step.is_answer {
+            marks |= mark::INITIATOR_HIGH;
+        }
+        if let Some(sender) = step.sender_inside {
+            marks |= if sender == sender_high {
+                mark::INSIDE_HIGH
+            } else {
+                mark::INSIDE_LOW
+            };
+        }
+        let state = if step.has_segment && step.segment.is_syn() {
+            0
+        } else {
+            state::ESTABLISHED
+        };
+        Self {
+            addresses,
+            rest: step.key.rest,
+            start: step.micros,
+            last: step.now as u32,
+            marks,
+            state,
+            ..Self::FREE
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn is_free(&self) -> bool {
+        self.rest[0] == 0
+    }
+
+    #[inline]
+    pub(crate) const fn is_ipv6(&self) -> bool {
+        self.rest[0] & flag::V6 != 0
+    }
+
+    #[inline]
+    pub(crate) const fn protocol(&self) -> u8 {
+        (self.rest[0] >> 8) as u8
+    }
+
+    #[inline]
+    pub(crate) const fn is_tcp(&self) -> bool {
+        self.protocol() == protocol::TCP
+    }
+
+    #[inline]
+    pub(crate) const fn is_kept(&self) -> bool {
+        self.marks & mark::KEPT != 0
+    }
+
+    pub(crate) fn set_kept(&mut self, kept: bool) {
+        self.marks = if kept {
+            self.marks | mark::KEPT
+        } else {
+            self.marks & !mark::KEPT
+        };
+    }
+
+    /// The end that is the initiator: 0 the lower, 1 the higher.
+    #[inline]
+    pub(crate) const fn initiator(&self) -> usize {
+        (self.marks & mark::INITIATOR_HIGH) as usize
+    }
+
+    pub(crate) fn set_initiator(&mut self, end: usize) {
+        self.marks = (self.marks & !mark::INITIATOR_HIGH) | (end as u8 & mark::INITIATOR_HIGH);
+    }
+
+    #[inline]
+    pub(crate) const fn has(&self, state: u8) -> bool {
+        self.state & state != 0
+    }
+
+    /// TCP: over and done, but for what comes late.
+    #[inline]
+    pub(crate) const fn has_ended(&self) -> bool {
+        const ALL: u8 = (state::FIN * 3) | (state::FIN_ACKED * 3);
+        self.has(state::RESET) || self.state & ALL == ALL
+    }
+
+    /// Whether both sides have said that they are done: good enough when no more comes.
+    #[inline]
+    const fn both_said_fin(&self) -> bool {
+        self.state & (state::FIN * 3) == state::FIN * 3
+    }
+
+    /// Packets seen of both sides.
+    #[inline]
+    pub(crate) fn packets(&self) -> u64 {
+        self.counters.packets(0) + self.counters.packets(1)
+    }
+
+    #[inline]
+    pub(crate) fn packets_of(&self, direction: usize) -> u64 {
+        self.counters.packets(direction)
+    }
+
+    /// Microseconds from the first frame to `micros`.
+    #[inline]
+    pub(crate) const fn since_start(&self, micros: u64) -> u64 {
+        micros.saturating_sub(self.start)
+    }
+
+    /// Whether it is given up before others when the table is full: it has ended, is half-open, or of one packet.
+    pub(crate) fn is_expendable(&self) -> bool {
+        self.has_ended() || self.packets() <= 1 || (self.is_tcp() && !self.has(state::ESTABLISHED))
+    }
+
+    #[inline]
+    pub(crate) fn class(&self) -> Class {
+        match self.protocol() {
+            protocol::TCP if self.state & !state::ESTABLISHED == 0 => {
+                if self.has(state::ESTABLISHED) {
+                    Class::TcpEstablished
+                } else {
+                    Class::TcpHalfOpen
+                }
+            }
+            protocol::TCP if self.has_ended() => Class::TcpEnded,
+            protocol::TCP => Class::TcpClosing,
+            protocol::UDP => Class::Udp,
+            protocol::ICMP | protocol::ICMPV6 => Class::Icmp,
+            _ => Class::Other,
+        }
+    }
+
+    /// Counts the frame of `step`.
+    #[inline]
+    pub(crate) fn count(&mut self, step: &Step) {
+        let side = step.direction as usize;
+        self.counters.add(
+            side,
+            [1, step.ip_octets, step.frame_octets, step.payload_octets],
+        );
+        self.last = step.now as u32;
+        let [lowest, highest] = &mut self.ttl[side];
+        *lowest = (*lowest).min(step.ttl);
+        *highest = (*highest).max(step.ttl);
+        self.dscp[side] = (self.dscp[side] & 0x80) | step.dscp;
+        match step.micros.checked_sub(self.start) {
+            Some(duration) => self.set_duration(duration.max(self.duration())),
+            None => self.begin_earlier(step.micros),
+        }
+    }
+
+    /// A frame that was overtaken by the first one seen; one from before the clock was set back tells nothing.
+    #[cold]
+    fn begin_earlier(&mut self, micros: u64) {
+        let earlier = self.start - micros;
+        if earlier <= Clock::STEP {
+            self.set_duration(self.duration() + earlier);
+            self.start = micros;
+        }
+    }
+
+    #[inline]
+    const fn duration(&self) -> u64 {
+        ((self.duration_high as u64) << 32) | self.duration_low as u64
+    }
+
+    #[inline]
+    fn set_duration(&mut self, micros: u64) {
+        let micros = micros.min((1 << 48) - 1);
+        self.duration_low = micros as u32;
+        self.duration_high = (micros >> 32) as u16;
+    }
+
+    /// Adds TCP control bits to those seen of `side`.
+    #[inline]
+    pub(crate) fn add_control(&mut self, side: usize, bits: u16) {
+        self.control[side] |= bits as u8;
+        self.dscp[side] |= ((bits >> 8) as u8 & 1) << 7;
+    }
+
+    /// Begins the next record of a connection that goes on: counts start again, what is known of it stays.
+    pub(crate) fn begin_anew(&mut self, micros: u64) {
+        self.start = micros;
+        self.counters = Counters::default();
+        self.set_duration(0);
+        self.ttl = [[u8::MAX, 0]; 2];
+        self.dscp = [0; 2];
+        // Without the bits of a side its sequence numbers are not known: keep the one bit that says they are.
+        for control in &mut self.control {
+            *control &= nvcapture::wire::control::ACK as u8;
+        }
+    }
+
+    fn tcp_state(&self) -> TcpState {
+        let (initiator, responder) = (self.initiator(), 1 - self.initiator());
+        let fin = |side: usize| self.has(state::FIN << side);
+        let acked = |side: usize| self.has(state::FIN_ACKED << side);
+        if self.has(state::RESET) {
+            return TcpState::Closed;
+        }
+        if !fin(initiator) && !fin(responder) {
+            let answered = self.control[responder] & nvcapture::wire::control::SYN as u8 != 0;
+            return match (self.has(state::ESTABLISHED), answered) {
+                (true, _) => TcpState::Established,
+                (false, true) => TcpState::SynReceived,
+                (false, false) => TcpState::SynSent,
+            };
+        }
+        let responder_first = if fin(initiator) && fin(responder) {
+            self.has(state::HIGH_FIRST) == (responder == 1)
+        } else {
+            fin(responder)
+        };
+        match (
+            responder_first,
+            fin(initiator),
+            fin(responder),
+            acked(initiator),
+        ) {
+            (false, _, false, false) => TcpState::FinWait1,
+            (false, _, false, true) => TcpState::FinWait2,
+            (false, _, true, false) => TcpState::Closing,
+            (false, _, true, true) => TcpState::TimeWait,
+            (true, false, ..) => TcpState::CloseWait,
+            (true, true, _, false) => TcpState::LastAck,
+            (true, true, _, true) => TcpState::Closed,
+        }
+    }
+
+    /// What is to be said of it; `reason` is why, and gives way to the end of the connection if that was seen.
+    pub(crate) fn record(
+        &self,
+        addresses: [u64; 4],
+        block: Option<&TcpBlock>,
+        tunnel: Option<Tunnel>,
+        reason: Option<FlowEndReason>,
+    ) -> FlowRecord {
+        let key = FlowKey {
+            addresses,
+            rest: self.rest,
+        };
+        let ends: [Endpoint; 2] = key.ends().into();
+        let (initiator, responder) = (self.initiator(), 1 - self.initiator());
+        let side = |side: usize| {
+            let [packets, octets, layer2_octets, payload_octets] = self.counters.of(side);
+            let [lowest, highest] = self.ttl[side];
+            Side {
+                packets,
+                octets,
+                layer2_octets,
+                payload_octets,
+                tcp_control_bits: u16::from(self.control[side])
+                    | (u16::from(self.dscp[side] >> 7) << 8),
+                minimum_ttl: if packets == 0 { 0 } else { lowest },
+                maximum_ttl: highest,
+                dscp: self.dscp[side] & 0x3f,
+            }
+        };
+        let vantage = match self.marks & (mark::INSIDE_LOW | mark::INSIDE_HIGH) {
+            mark::INSIDE_LOW => Some(0),
+            mark::INSIDE_HIGH => Some(1),
+            _ => None,
+        }
+        .map(|inside| {
+            if inside == initiator {
+                Vantage::Egress
+            } else {
+                Vantage::Ingress
+            }
+        });
+        let tcp = self.is_tcp().then(|| {
+            let block = block.copied().unwrap_or_default();
+            let [client, server] = block.handshake();
+            TcpRecord {
+                state: self.tcp_state(),
+                server_handshake_rtt_micros: server,
+                client_handshake_rtt_micros: client,
+                forward: block.side(initiator),
+                reverse: block.side(responder),
+            }
+        });
+        let reason = match reason {
+            Some(FlowEndReason::ActiveTimeout) | None => reason,
+            Some(_) if self.has_ended() || self.both_said_fin() => {
+                Some(FlowEndReason::EndOfFlowDetected)
+            }
+            other => other,
+        };
+        let end = self.start.saturating_add(self.duration());
+        FlowRecord {
+            flow_start: Timestamp::from_nanos(self.start.saturating_mul(1_000)),
+            flow_end: Timestamp::from_nanos(end.saturating_mul(1_000)),
+            source: ends[initiator],
+            destination: ends[responder],
+            protocol_identifier: key.protocol(),
+            has_ports: key.has_ports(),
+            icmp_type_code: key.icmp_type_code(),
+            vlan_id: key.vlan_id(),
+            observation_point: key.observation_point(),
+            vantage,
+            forward: side(initiator),
+            reverse: side(responder),
+            flow_end_reason: reason,
+            tcp,
+            tunnel,
+            labels: Labels::default(),
+        }
+    }
+}

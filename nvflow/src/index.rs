@@ -1,0 +1,182 @@
+//! From a key's hash to the slot of its connection.
+
+/// Slots in one bucket.
+const WIDTH: usize = 12;
+
+/// A cache line: for each slot an octet of its hash, then the slots.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Bucket {
+    /// 12 tags from the lowest octet on, 0 where the slot is free; in the highest 32 bits, how many entries would be in this bucket or one
+    /// before it, and are in one behind.
+    tags: [u64; 2],
+    slots: [u32; WIDTH],
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+impl Bucket {
+    const EMPTY: Self = Self {
+        tags: [0; 2],
+        slots: [0; WIDTH],
+    };
+
+    /// A bit for each place whose tag equals `tag`; behind the first such place one may be wrongly set.
+    ///
+    /// Made without a branch: the processor must not guess from a line that has not come yet, or it waits before it asks for the next.
+    #[inline(always)]
+    const fn matching(&self, tag: u8) -> u32 {
+        const ONES: u64 = u64::from_le_bytes([1; 8]);
+        /// Gathers the lowest bits of eight octets in the highest octet.
+        const GATHER: u64 = 0x0102_0408_1020_4080;
+        let pattern = ONES * tag as u64;
+        let [low, high] = [self.tags[0] ^ pattern, self.tags[1] ^ pattern];
+        let low = (low.wrapping_sub(ONES) & !low & (ONES << 7)) >> 7;
+        let high = (high.wrapping_sub(ONES) & !high & (ONES << 7) & 0xffff_ffff) >> 7;
+        ((low.wrapping_mul(GATHER) >> 56) | (high.wrapping_mul(GATHER) >> 56 << 8)) as u32
+    }
+
+    /// The first place of `matching`, or one behind the last.
+    #[inline(always)]
+    const fn first(matching: u32) -> usize {
+        (matching | 1 << WIDTH).trailing_zeros() as usize
+    }
+
+    #[inline(always)]
+    fn slot(&self, place: usize) -> u32 {
+        self.slots[place.min(WIDTH - 1)]
+    }
+
+    #[inline(always)]
+    const fn passed(&self) -> u32 {
+        (self.tags[1] >> 32) as u32
+    }
+
+    fn add_passed(&mut self, by: i32) {
+        let passed = self.passed().wrapping_add_signed(by);
+        self.tags[1] = (self.tags[1] & 0xffff_ffff) | (u64::from(passed) << 32);
+    }
+
+    fn tag(&self, place: usize) -> u8 {
+        (self.tags[place / 8] >> (place % 8 * 8)) as u8
+    }
+
+    fn set(&mut self, place: usize, tag: u8, slot: u32) {
+        let shift = place % 8 * 8;
+        let word = &mut self.tags[place / 8];
+        *word = (*word & !(0xff << shift)) | (u64::from(tag) << shift);
+        self.slots[place] = slot;
+    }
+}
+
+/// An index of fixed capacity: open addressing over buckets of one cache line each, 8 octets an entry at two thirds full.
+///
+/// Unlike a general hash table it leaves no tombstones, so it never has to be rebuilt however long entries come and go, and it tells
+/// which memory a lookup will need, so that a batch of lookups can wait for it together.
+#[derive(Debug)]
+pub struct BucketIndex {
+    buckets: Vec<Bucket>,
+}
+
+impl BucketIndex {
+    /// An empty index for up to `capacity` entries.
+    pub fn new(capacity: usize) -> Result<Self, std::collections::TryReserveError> {
+        let count = (capacity / 8 + 1).min(u32::MAX as usize);
+        let mut buckets = Vec::new();
+        buckets.try_reserve_exact(count)?;
+        buckets.resize(count, Bucket::EMPTY);
+        Ok(Self { buckets })
+    }
+
+    #[inline(always)]
+    fn home(&self, hash: u64) -> usize {
+        (((hash >> 32) * self.buckets.len() as u64) >> 32) as usize
+    }
+
+    #[inline(always)]
+    fn tag(hash: u64) -> u8 {
+        (hash as u8).max(1)
+    }
+
+    #[inline(always)]
+    fn after(&self, bucket: usize) -> usize {
+        if bucket + 1 == self.buckets.len() {
+            0
+        } else {
+            bucket + 1
+        }
+    }
+
+    /// Loads the line that a lookup of `hash` will need first; the result is to be kept from the optimizer, and of no other use.
+    #[inline(always)]
+    pub fn touch(&self, hash: u64) -> u32 {
+        self.buckets[self.home(hash)].passed()
+    }
+
+    /// A slot that may be the one of `hash`; its key is to be compared. When there is none it is any.
+    #[inline(always)]
+    pub fn candidate(&self, hash: u64) -> u32 {
+        let bucket = &self.buckets[self.home(hash)];
+        bucket.slot(Bucket::first(bucket.matching(Self::tag(hash))))
+    }
+
+    /// The slot of `hash` for which `is_it` holds.
+    #[inline]
+    pub fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        let tag = Self::tag(hash);
+        let mut at = self.home(hash);
+        for _ in 0..self.buckets.len() {
+            let bucket = &self.buckets[at];
+            let mut matching = bucket.matching(tag);
+            while matching != 0 {
+                let slot = bucket.slot(Bucket::first(matching));
+                if is_it(slot) {
+                    return Some(slot);
+                }
+                matching &= matching - 1;
+            }
+            if bucket.passed() == 0 {
+                return None;
+            }
+            at = self.after(at);
+        }
+        None
+    }
+
+    /// Adds `slot` under `hash`; there must be fewer entries than the capacity.
+    pub fn insert(&mut self, hash: u64, slot: u32) {
+        let mut at = self.home(hash);
+        loop {
+            let bucket = &mut self.buckets[at];
+            let free = Bucket::first(bucket.matching(0));
+            if free < WIDTH {
+                bucket.set(free, Self::tag(hash), slot);
+                return;
+            }
+            bucket.add_passed(1);
+            at = self.after(at);
+        }
+    }
+
+    /// Takes `slot` out, which is there under `hash`.
+    pub fn remove(&mut self, hash: u64, slot: u32) {
+        let home = self.home(hash);
+        let mut at = home;
+        for _ in 0..self.buckets.len() {
+            let bucket = &mut self.buckets[at];
+            let place =
+                (0..WIDTH).find(|&place| bucket.slots[place] == slot && bucket.tag(place) != 0);
+            if let Some(place) = place {
+                bucket.set(place, 0, 0);
+                let mut before = home;
+                while before != at {
+                    self.buckets[before].add_passed(-1);
+                    before = self.after(before);
+                }
+                return;
+            }
+            at = self.after(at);
+        }
+        debug_assert!(false, "slot {slot} is not in the index");
+    }
+}

@@ -1,0 +1,458 @@
+//! The connections: slots of fixed size, found by an index, timed by two wheels.
+
+use std::collections::HashMap;
+
+use nvcapture::wire::Tunnel;
+
+use crate::clock::Clock;
+use crate::entry::{Class, Entry, NONE, Step};
+use crate::index::BucketIndex;
+use crate::tcp::TcpBlock;
+use crate::wheel::{BUCKET_SHIFT, Wheel};
+use crate::{Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig};
+
+/// Entries looked at, at most, for one that can be given up.
+const TRIES: usize = 64;
+/// Connections moved at once, at most, that are worth keeping by now. Each is moved once in its life.
+const MOVES: usize = 4096;
+/// How long a table that could give nothing up does not try again. Unit: ticks.
+const PAUSE: u64 = 64;
+
+/// Slots for addresses of IPv6 connections, or for TCP blocks: taken and given back, in memory that never moves.
+#[derive(Debug)]
+struct Pool<T> {
+    items: Vec<T>,
+    free: u32,
+}
+
+impl<T> Pool<T> {
+    fn new(capacity: usize) -> Result<Self, std::collections::TryReserveError> {
+        let mut items = Vec::new();
+        items.try_reserve_exact(capacity)?;
+        Ok(Self { items, free: NONE })
+    }
+
+    /// A slot for `item`; `next` reads the link that `give` wrote.
+    fn take(&mut self, item: T, next: impl FnOnce(&T) -> u32) -> u32 {
+        match self.items.get_mut(self.free as usize) {
+            Some(place) => {
+                let slot = std::mem::replace(&mut self.free, next(place));
+                *place = item;
+                slot
+            }
+            None => {
+                self.items.push(item);
+                (self.items.len() - 1) as u32
+            }
+        }
+    }
+
+    /// Takes `slot` back; `link` makes the item that holds the link.
+    fn give(&mut self, slot: u32, link: impl FnOnce(u32) -> T) {
+        self.items[slot as usize] = link(self.free);
+        self.free = slot;
+    }
+}
+
+/// Why a connection was given up for a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Evicted {
+    Ended,
+    Embryonic,
+    Idle,
+}
+
+/// The table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    entries: Pool<Entry>,
+    addresses: Pool<[u64; 4]>,
+    blocks: Pool<TcpBlock>,
+    tunnels: HashMap<u32, Tunnel>,
+    index: BucketIndex,
+    hasher: KeyHasher,
+    capacity: usize,
+    len: usize,
+    /// Those that are given up first, and all others; by deadline.
+    expendable: Wheel,
+    kept: Wheel,
+    /// The wheels' bucket that is looked at next.
+    at: u64,
+    timeouts: [u32; Class::COUNT],
+    protect: u32,
+    tcp_metrics: bool,
+    /// The tick before which nothing can be given up.
+    full_until: u64,
+}
+
+impl Table {
+    /// The most connections there can be: slots are 31 bits, beside marks.
+    pub(crate) const MOST: usize = (1 << 31) - 2;
+
+    pub(crate) fn new(config: &MeterConfig) -> Result<Self, Error> {
+        let capacity = config.max_connections;
+        if !(1..=Self::MOST).contains(&capacity) {
+            return Err(Error::Capacity {
+                connections: capacity,
+                most: Self::MOST,
+            });
+        }
+        let memory = |source| Error::Memory {
+            connections: capacity,
+            source,
+        };
+        let timeouts = &config.timeouts;
+        Ok(Self {
+            entries: Pool::new(capacity).map_err(memory)?,
+            addresses: Pool::new(capacity).map_err(memory)?,
+            blocks: Pool::new(if config.tcp_metrics { capacity } else { 0 }).map_err(memory)?,
+            tunnels: HashMap::new(),
+            index: BucketIndex::new(capacity).map_err(memory)?,
+            hasher: config
+                .hash_key
+                .map_or_else(KeyHasher::random, KeyHasher::new),
+            capacity,
+            len: 0,
+            expendable: Wheel::new(),
+            kept: Wheel::new(),
+            at: 0,
+            timeouts: [
+                timeouts.tcp_established,
+                timeouts.tcp_half_open,
+                timeouts.tcp_closing,
+                timeouts.tcp_ended,
+                timeouts.udp,
+                timeouts.icmp,
+                timeouts.other,
+            ]
+            .map(Clock::ticks),
+            protect: Clock::ticks(config.protect),
+            tcp_metrics: config.tcp_metrics,
+            full_until: 0,
+        })
+    }
+
+    #[inline]
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    pub(crate) const fn is_full(&self) -> bool {
+        self.len == self.capacity
+    }
+
+    #[inline(always)]
+    pub(crate) fn hash(&self, key: &FlowKey) -> u64 {
+        self.hasher.hash(key)
+    }
+
+    /// First of three loads ahead of a lookup: the index.
+    #[inline(always)]
+    pub(crate) fn touch_index(&self, hash: u64) -> u32 {
+        self.index.touch(hash)
+    }
+
+    /// Second: the entry that it may be, whose slot it returns with what was loaded.
+    #[inline(always)]
+    pub(crate) fn touch_entry(&self, hash: u64) -> (u32, u32) {
+        let slot = self.index.candidate(hash);
+        let Some(entry) = self.entries.items.get(slot as usize) else {
+            return (NONE, 0);
+        };
+        // One word of either cache line.
+        (slot, (entry.rest[0] as u32) ^ entry.sequence[0])
+    }
+
+    /// Third: what that entry refers to.
+    #[inline(always)]
+    pub(crate) fn touch_more(&self, slot: u32) -> u32 {
+        let Some(entry) = self.entries.items.get(slot as usize) else {
+            return 0;
+        };
+        let block = self
+            .blocks
+            .items
+            .get(entry.tcp as usize)
+            .map_or(0, TcpBlock::touch);
+        let addresses = if entry.is_ipv6() {
+            self.addresses
+                .items
+                .get(entry.addresses as usize)
+                .map_or(0, |addresses| addresses[0] as u32)
+        } else {
+            0
+        };
+        block ^ addresses
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_at(&self, slot: u32, key: &FlowKey) -> bool {
+        let Some(entry) = self.entries.items.get(slot as usize) else {
+            return false;
+        };
+        if entry.rest != key.rest {
+            return false;
+        }
+        if entry.is_ipv6() {
+            self.addresses.items.get(entry.addresses as usize) == Some(&key.addresses)
+        } else {
+            entry.addresses == key.addresses[0]
+        }
+    }
+
+    /// The slot of `key`'s connection.
+    #[inline]
+    pub(crate) fn find(&self, step: &Step) -> Option<u32> {
+        if self.is_at(step.candidate, &step.key) {
+            return Some(step.candidate);
+        }
+        self.index
+            .find(step.hash, |slot| self.is_at(slot, &step.key))
+    }
+
+    #[inline(always)]
+    pub(crate) fn entry(&self, slot: u32) -> &Entry {
+        &self.entries.items[slot as usize]
+    }
+
+    /// Whether the connection has been idle for longer than it may.
+    #[inline(always)]
+    pub(crate) fn is_overdue(&self, slot: u32, now: u64) -> bool {
+        let entry = self.entry(slot);
+        (now as u32).wrapping_sub(entry.last) > self.timeouts[entry.class() as usize]
+    }
+
+    fn deadline(&self, entry: &Entry, now: u64) -> u64 {
+        let idle = (now as u32).wrapping_sub(entry.last);
+        now.saturating_sub(idle.into()) + u64::from(self.timeouts[entry.class() as usize])
+    }
+
+    /// Opens the connection of `step`, whose frame is not yet counted; there is room.
+    pub(crate) fn open(&mut self, step: &Step, tunnel: Option<Tunnel>) -> u32 {
+        let addresses = if step.key.is_ipv6() {
+            self.addresses
+                .take(step.key.addresses, |link| link[0] as u32)
+                .into()
+        } else {
+            step.key.addresses[0]
+        };
+        let slot = self
+            .entries
+            .take(Entry::opened_by(step, addresses), |free| free.next);
+        self.index.insert(step.hash, slot);
+        self.len += 1;
+        if let Some(tunnel) = tunnel {
+            self.tunnels.insert(slot, tunnel);
+        }
+        let deadline = self.deadline(self.entry(slot), step.now);
+        self.expendable
+            .link(&mut self.entries.items, slot, deadline, self.at);
+        slot
+    }
+
+    /// Counts the frame of `step` to the connection in `slot`.
+    #[inline]
+    pub(crate) fn count(&mut self, slot: u32, step: &Step) {
+        let entry = &mut self.entries.items[slot as usize];
+        if step.has_segment {
+            let before = entry.class();
+            if entry.tcp == NONE && self.tcp_metrics && entry.packets() > 0 {
+                entry.tcp = self.blocks.take(TcpBlock::default(), TcpBlock::next_free);
+            }
+            crate::tcp::follow(entry, self.blocks.items.get_mut(entry.tcp as usize), step);
+            let after = entry.class();
+            entry.count(step);
+            if before != after && self.timeouts[after as usize] < self.timeouts[before as usize] {
+                self.rearm(slot, step.now);
+            }
+        } else {
+            entry.count(step);
+        }
+    }
+
+    /// Puts the timer of `slot` where it belongs now.
+    fn rearm(&mut self, slot: u32, now: u64) {
+        self.unlink(slot);
+        let entry = self.entry(slot);
+        let deadline = self.deadline(entry, now);
+        let kept = !entry.is_expendable();
+        self.entries.items[slot as usize].set_kept(kept);
+        let wheel = if kept {
+            &mut self.kept
+        } else {
+            &mut self.expendable
+        };
+        wheel.link(&mut self.entries.items, slot, deadline, self.at);
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let wheel = if self.entry(slot).is_kept() {
+            &mut self.kept
+        } else {
+            &mut self.expendable
+        };
+        wheel.unlink(&mut self.entries.items, slot);
+    }
+
+    /// What is to be said of the connection in `slot`.
+    pub(crate) fn record(&self, slot: u32, reason: Option<FlowEndReason>) -> FlowRecord {
+        let entry = self.entry(slot);
+        let addresses = self.key_of(entry).addresses;
+        let block = self.blocks.items.get(entry.tcp as usize);
+        let tunnel = if self.tunnels.is_empty() {
+            None
+        } else {
+            self.tunnels.get(&slot).copied()
+        };
+        entry.record(addresses, block, tunnel, reason)
+    }
+
+    fn key_of(&self, entry: &Entry) -> FlowKey {
+        let addresses = if entry.is_ipv6() {
+            self.addresses.items[entry.addresses as usize]
+        } else {
+            [entry.addresses, 0, 0, 0]
+        };
+        FlowKey {
+            addresses,
+            rest: entry.rest,
+        }
+    }
+
+    /// Begins the next record of a connection that goes on.
+    pub(crate) fn begin_anew(&mut self, slot: u32, micros: u64) {
+        let entry = &mut self.entries.items[slot as usize];
+        entry.begin_anew(micros);
+        if let Some(block) = self.blocks.items.get_mut(entry.tcp as usize) {
+            block.begin_anew();
+        }
+    }
+
+    /// Takes the connection in `slot` out.
+    pub(crate) fn close(&mut self, slot: u32) {
+        let entry = *self.entry(slot);
+        let hash = self.hash(&self.key_of(&entry));
+        self.index.remove(hash, slot);
+        self.unlink(slot);
+        if entry.is_ipv6() {
+            self.addresses
+                .give(entry.addresses as u32, |next| [next.into(), 0, 0, 0]);
+        }
+        if entry.tcp != NONE {
+            self.blocks.give(entry.tcp, TcpBlock::free);
+        }
+        if !self.tunnels.is_empty() {
+            self.tunnels.remove(&slot);
+        }
+        self.entries.give(slot, Entry::free);
+        self.len -= 1;
+    }
+
+    /// Whether the wheels have to be looked at.
+    #[inline(always)]
+    pub(crate) const fn is_due(&self, now: u64) -> bool {
+        now >> BUCKET_SHIFT >= self.at
+    }
+
+    /// A connection that has been idle for longer than it may; to be asked until there is none.
+    pub(crate) fn overdue(&mut self, now: u64) -> Option<u32> {
+        let end = (now >> BUCKET_SHIFT) + 1;
+        // After a leap one turn of the wheels meets every timer.
+        self.at = self.at.max(end.saturating_sub(Wheel::TURN));
+        loop {
+            let expendable = self.expendable.first(self.at, end);
+            let kept = self.kept.first(self.at, end);
+            let (slot, bucket) = match (expendable, kept) {
+                (Some(a), Some(b)) => {
+                    if a.1 <= b.1 {
+                        a
+                    } else {
+                        b
+                    }
+                }
+                (Some(only), None) | (None, Some(only)) => only,
+                (None, None) => {
+                    self.at = self.at.max(end);
+                    return None;
+                }
+            };
+            // Timers that go on are put at least one bucket further.
+            self.at = self.at.max(bucket);
+            if self.is_overdue(slot, now) {
+                return Some(slot);
+            }
+            self.at += 1;
+            self.rearm(slot, now);
+            self.at -= 1;
+        }
+    }
+
+    /// A connection to give up for a new one: the first to run out among those that have ended, are half-open or of one packet; else among
+    /// the others the first to run out that is not protected.
+    pub(crate) fn victim(&mut self, now: u64) -> Option<(u32, Evicted)> {
+        if now < self.full_until {
+            return None;
+        }
+        for tries in 0.. {
+            let Some((slot, _)) = self.expendable.first(self.at, u64::MAX) else {
+                break;
+            };
+            if tries == MOVES {
+                // Those behind are no better to lose than the new one.
+                return None;
+            }
+            let entry = self.entry(slot);
+            if entry.has_ended() {
+                return Some((slot, Evicted::Ended));
+            }
+            if entry.is_expendable() {
+                return Some((slot, Evicted::Embryonic));
+            }
+            self.rearm(slot, now);
+        }
+        let mut tries = 0;
+        let (mut at, mut next) = (self.at, None);
+        while tries < TRIES {
+            tries += 1;
+            let slot = match next {
+                Some(slot) => slot,
+                None => {
+                    let Some((slot, bucket)) = self.kept.first(at, self.at + Wheel::TURN) else {
+                        break;
+                    };
+                    at = bucket + 1;
+                    slot
+                }
+            };
+            next = Wheel::following(&self.entries.items, slot);
+            let entry = self.entry(slot);
+            let idle = (now as u32).wrapping_sub(entry.last);
+            // A timer that is put off goes behind those that are looked at here.
+            if idle >= self.protect {
+                let bucket = (self.deadline(entry, now) >> BUCKET_SHIFT) + 1;
+                if bucket < at || tries == TRIES {
+                    return Some((slot, Evicted::Idle));
+                }
+            }
+            self.rearm(slot, now);
+        }
+        self.full_until = now + PAUSE;
+        None
+    }
+
+    /// The slots of all connections, in no order.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+        self.entries
+            .items
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| !entry.is_free())
+            .map(|(slot, _)| slot as u32)
+    }
+
+    /// Slots there have ever been: all connections are below.
+    pub(crate) fn slots_used(&self) -> u32 {
+        self.entries.items.len() as u32
+    }
+}
