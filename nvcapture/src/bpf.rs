@@ -1,0 +1,79 @@
+//! Classic BPF programs, as a packet socket takes them.
+
+/// One instruction of classic BPF.
+///
+/// Source: `struct sock_filter`, include/uapi/linux/filter.h.
+#[doc(alias = "sock_filter")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BpfInsn {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip when a condition is true.
+    pub jt: u8,
+    /// Instructions to skip when a condition is false.
+    pub jf: u8,
+    /// Operand.
+    pub k: u32,
+}
+
+const LD_IMM: u16 = 0x00;
+const LD_W_ABS: u16 = 0x20;
+const JMP_JA: u16 = 0x05;
+const JMP_JEQ_K: u16 = 0x15;
+const JMP_JGT_K: u16 = 0x25;
+const RET_K: u16 = 0x06;
+const RET_A: u16 = 0x16;
+
+/// Instructions that the kernel takes at most (`BPF_MAXINSNS`).
+pub(crate) const MAX_INSNS: usize = 4096;
+/// What a program returns to keep all of a frame.
+const WHOLE: u32 = u32::MAX;
+
+const fn insn(code: u16, jt: u8, jf: u8, k: u32) -> BpfInsn {
+    BpfInsn { code, jt, jf, k }
+}
+
+/// Keeps nothing.
+pub(crate) const DROP_ALL: [BpfInsn; 1] = [insn(RET_K, 0, 0, 0)];
+
+/// One program that leaves out outgoing frames if told to, asks `user` about the rest, and keeps at most `snaplen`
+/// octets of what `user` keeps.
+///
+/// Offsets in classic BPF are relative and point forward, so a head and a tail can be put around any program.
+pub(crate) fn compose(
+    ignore_outgoing: Option<u32>,
+    user: Option<&[BpfInsn]>,
+    snaplen: Option<u32>,
+) -> Vec<BpfInsn> {
+    let keep = snaplen.unwrap_or(WHOLE);
+    let mut program = Vec::new();
+    if let Some(load_packet_type) = ignore_outgoing {
+        const PACKET_OUTGOING: u32 = 4;
+        program.extend([
+            insn(LD_W_ABS, 0, 0, load_packet_type),
+            insn(JMP_JEQ_K, 0, 1, PACKET_OUTGOING),
+            insn(RET_K, 0, 0, 0),
+            insn(LD_IMM, 0, 0, 0), // a program may rely on finding 0 in the accumulator
+        ]);
+    }
+    let Some(user) = user else {
+        program.push(insn(RET_K, 0, 0, keep));
+        return program;
+    };
+    let user_end = program.len() + user.len();
+    for &given in user {
+        program.push(match given.code {
+            RET_K => insn(RET_K, 0, 0, given.k.min(keep)),
+            RET_A if snaplen.is_some() => insn(JMP_JA, 0, 0, (user_end - program.len() - 1) as u32),
+            _ => given,
+        });
+    }
+    if snaplen.is_some() && user.iter().any(|given| given.code == RET_A) {
+        program.extend([
+            insn(JMP_JGT_K, 0, 1, keep),
+            insn(RET_K, 0, 0, keep),
+            insn(RET_A, 0, 0, 0),
+        ]);
+    }
+    program
+}

@@ -1,0 +1,210 @@
+//! What a ring should be like, and whether it can be.
+
+use std::time::Duration;
+
+use crate::Error;
+use crate::bpf::{BpfInsn, MAX_INSNS};
+
+/// How a ring is to be made. Start from [`RingConfig::default`] and change what matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingConfig {
+    /// Octets of a block: a multiple of the page size, and room for the largest frame that is to be kept.
+    ///
+    /// 1 MiB by default, which holds a BIG TCP super-frame.
+    #[doc(alias = "tp_block_size")]
+    pub block_size: u32,
+    /// Blocks of the ring: 32 by default.
+    #[doc(alias = "tp_block_nr")]
+    pub block_nr: u32,
+    /// How long a block that is not full waits for more frames before it is handed over.
+    ///
+    /// 40 ms by default. Unit in the kernel: whole milliseconds, 1 to 65,535.
+    #[doc(alias = "tp_retire_blk_tov")]
+    pub retire_blk_tov: Duration,
+    /// Octets to keep of a frame, cut in the kernel; `None` (the default) keeps all.
+    ///
+    /// A super-frame of 64 KiB then costs its head only. [`wire_len`](crate::Frame::wire_len) still tells the rest.
+    pub snaplen: Option<u32>,
+    /// Take in what is addressed to others on the same link. Off by default; mirrored frames come without it.
+    #[doc(alias = "PACKET_MR_PROMISC")]
+    pub promiscuous: bool,
+    /// Leave out what this host itself sends through the interface. Off by default.
+    #[doc(alias = "PACKET_IGNORE_OUTGOING")]
+    pub ignore_outgoing: bool,
+    /// Share the interface's frames with other rings.
+    pub fanout: Option<Fanout>,
+    /// How long to watch for the next block before going to sleep in poll(2); zero (the default) sleeps at once.
+    ///
+    /// Spends a processor to save a wake-up. `SO_BUSY_POLL` is not used: packet sockets have no queue to poll.
+    pub busy_poll: Duration,
+    /// A classic BPF program that says which frames are wanted, run by the kernel before a frame is copied.
+    ///
+    /// Its answer is how many octets to keep, 0 for none; `snaplen` still applies.
+    #[doc(alias = "SO_ATTACH_FILTER")]
+    pub filter: Option<Vec<BpfInsn>>,
+}
+
+impl Default for RingConfig {
+    fn default() -> Self {
+        Self {
+            block_size: 1 << 20,
+            block_nr: 32,
+            retire_blk_tov: Duration::from_millis(40),
+            snaplen: None,
+            promiscuous: false,
+            ignore_outgoing: false,
+            fanout: None,
+            busy_poll: Duration::ZERO,
+            filter: None,
+        }
+    }
+}
+
+/// A group of rings on one interface, each of which gets some of its frames.
+#[doc(alias = "PACKET_FANOUT")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fanout {
+    /// The group's number, unique within the network namespace.
+    pub group: u16,
+    /// Which ring gets which frame.
+    pub mode: FanoutMode,
+    /// Put IP fragments together first, so that all of a packet goes to one ring.
+    pub defrag: bool,
+}
+
+/// Which ring of a group gets a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FanoutMode {
+    /// By a hash of the addresses and ports that is the same for both directions of a connection.
+    #[doc(alias = "PACKET_FANOUT_HASH")]
+    Hash,
+    /// By the processor that the frame came in on.
+    #[doc(alias = "PACKET_FANOUT_CPU")]
+    Cpu,
+    /// By the receive queue that the frame came in on.
+    #[doc(alias = "PACKET_FANOUT_QM")]
+    Queue,
+}
+
+/// The numbers of a ring, checked against each other and the page size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingGeometry {
+    block_size: u32,
+    block_nr: u32,
+    retire_ms: u32,
+}
+
+/// `tp_frame_size`: only checked by the kernel, not used by it for this ring version.
+const FRAME_SIZE: u32 = 2048;
+/// Block descriptor (48), frame head (68) and the room that the kernel leaves before the link header, aligned; 48 more
+/// for link headers longer than Ethernet's.
+pub(crate) const FRAME_OVERHEAD: u32 = 48 + 112 + 48;
+/// The largest frame that a host makes without BIG TCP: an IP packet of 65,535 octets, Ethernet and two VLAN tags.
+const SUPER_FRAME: u32 = 65_535 + 14 + 8;
+
+impl RingConfig {
+    /// Checks the numbers for a machine with pages of `page_size` octets.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the field, its value and what it must be.
+    pub fn geometry(&self, page_size: usize) -> Result<RingGeometry, Error> {
+        let refuse = |field, value: u64, must: String| Err(Error::Config { field, value, must });
+        let block_size = self.block_size;
+        if block_size == 0
+            || page_size == 0
+            || !(block_size as usize).is_multiple_of(page_size)
+            || !block_size.is_multiple_of(FRAME_SIZE)
+        {
+            let must = format!("be a multiple of the page size, {page_size}");
+            return refuse("block_size", block_size.into(), must);
+        }
+        if i32::try_from(block_size).is_err() {
+            return refuse("block_size", block_size.into(), "be below 2 GiB".into());
+        }
+        let kept = self.snaplen.unwrap_or(SUPER_FRAME).min(SUPER_FRAME);
+        if block_size < kept + FRAME_OVERHEAD {
+            let must = format!(
+                "hold a frame of {kept} octets and {FRAME_OVERHEAD} beside it; take a larger block or a smaller snaplen"
+            );
+            return refuse("block_size", block_size.into(), must);
+        }
+        if self.block_nr < 2 {
+            let must = "be 2 or more, so that one can be filled while another is read".into();
+            return refuse("block_nr", self.block_nr.into(), must);
+        }
+        let octets = u64::from(block_size) * u64::from(self.block_nr);
+        let frame_nr = u64::from(block_size / FRAME_SIZE) * u64::from(self.block_nr);
+        if isize::try_from(octets).is_err() || u32::try_from(frame_nr).is_err() {
+            let must = format!("leave a ring that can be mapped, not one of {octets} octets");
+            return refuse("block_nr", self.block_nr.into(), must);
+        }
+        let retire_ms = self.retire_blk_tov.as_millis();
+        let retire_ms = match u16::try_from(retire_ms) {
+            Ok(ms) if ms > 0 => u32::from(ms),
+            _ => {
+                let value = u64::try_from(retire_ms).unwrap_or(u64::MAX);
+                return refuse("retire_blk_tov", value, "be 1 to 65,535 ms".into());
+            }
+        };
+        if self.snaplen == Some(0) {
+            return refuse(
+                "snaplen",
+                0,
+                "be 1 or more, or None for whole frames".into(),
+            );
+        }
+        if let Some(filter) = &self.filter {
+            // 8: what `bpf::compose` puts around it at most.
+            if filter.is_empty() || filter.len() > MAX_INSNS - 8 {
+                let must = format!("have 1 to {} instructions", MAX_INSNS - 8);
+                return refuse("filter", filter.len() as u64, must);
+            }
+        }
+        Ok(RingGeometry {
+            block_size,
+            block_nr: self.block_nr,
+            retire_ms,
+        })
+    }
+}
+
+impl RingGeometry {
+    /// Octets of a block.
+    pub const fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Blocks of the ring.
+    pub const fn block_nr(&self) -> u32 {
+        self.block_nr
+    }
+
+    /// How long a block that is not full waits for more frames.
+    pub const fn retire_blk_tov(&self) -> Duration {
+        Duration::from_millis(self.retire_ms as u64)
+    }
+
+    /// Octets of kernel memory that the ring takes.
+    pub const fn mapped(&self) -> usize {
+        self.block_size as usize * self.block_nr as usize
+    }
+
+    /// Octets of the longest frame that is kept whole, whatever its link header; a longer one is cut and counted as
+    /// [`truncated`](crate::SourceStats::truncated).
+    pub const fn max_frame(&self) -> u32 {
+        self.block_size - FRAME_OVERHEAD
+    }
+
+    pub(crate) const fn request(&self) -> libc::tpacket_req3 {
+        libc::tpacket_req3 {
+            tp_block_size: self.block_size,
+            tp_block_nr: self.block_nr,
+            tp_frame_size: FRAME_SIZE,
+            tp_frame_nr: self.block_size / FRAME_SIZE * self.block_nr,
+            tp_retire_blk_tov: self.retire_ms,
+            tp_sizeof_priv: 0,
+            tp_feature_req_word: 0,
+        }
+    }
+}

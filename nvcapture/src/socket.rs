@@ -1,0 +1,338 @@
+//! The packet socket: made, set up and bound in the one order in which no frame is seen unfiltered or unmapped.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::bpf::{self, BpfInsn};
+use crate::sys::{abi, sockopt};
+use crate::{Error, Fanout, FanoutMode, LinkType, RingConfig, RingGeometry};
+
+/// `PACKET_FANOUT_FLAG_IGNORE_OUTGOING` does not exist before Linux 5.17, so it is tried, not required.
+const FANOUT_FLAGS: i32 = 16;
+
+/// Missing in libc: a device without link headers, as modems are.
+const ARPHRD_RAWIP: u16 = 519;
+
+/// Which interface a ring is opened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface<'a> {
+    /// By name.
+    Name(&'a str),
+    /// By number.
+    Index(u32),
+}
+
+impl<'a> From<&'a str> for Interface<'a> {
+    fn from(name: &'a str) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl<'a> From<&'a String> for Interface<'a> {
+    fn from(name: &'a String) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl From<u32> for Interface<'_> {
+    fn from(ifindex: u32) -> Self {
+        Self::Index(ifindex)
+    }
+}
+
+impl Interface<'_> {
+    /// Number and name, looked up in the calling thread's network namespace.
+    fn resolve(self) -> Result<(u32, String), Error> {
+        match self {
+            Self::Name(name) => match nix::net::if_::if_nametoindex(name) {
+                Ok(ifindex) => Ok((ifindex, name.to_owned())),
+                Err(errno) => Err(Error::NoInterface {
+                    interface: name.escape_debug().to_string(),
+                    source: errno.into(),
+                }),
+            },
+            Self::Index(ifindex) => match nix::net::if_::if_indextoname(ifindex) {
+                Ok(name) => Ok((ifindex, name.to_string_lossy().into_owned())),
+                Err(errno) => Err(Error::NoInterface {
+                    interface: format!("ifindex {ifindex}"),
+                    source: errno.into(),
+                }),
+            },
+        }
+    }
+}
+
+/// A packet socket with a ring, made but not yet bound: nothing arrives.
+#[derive(Debug)]
+pub(crate) struct UnboundSocket {
+    fd: OwnedFd,
+    ifindex: u32,
+    name: String,
+}
+
+impl UnboundSocket {
+    pub(crate) fn open(
+        config: &RingConfig,
+        geometry: &RingGeometry,
+        interface: Interface<'_>,
+    ) -> Result<Self, Error> {
+        let (ifindex, name) = interface.resolve()?;
+        let fd = sockopt::packet_socket().map_err(|source| Error::Socket {
+            advice: match source.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => "run as root or with CAP_NET_RAW",
+                Some(libc::EAFNOSUPPORT) => "the kernel needs CONFIG_PACKET",
+                Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files",
+                _ => "see the cause",
+            },
+            source,
+        })?;
+        let socket = Self { fd, ifindex, name };
+        let version = libc::tpacket_versions::TPACKET_V3 as libc::c_int;
+        socket.set(
+            libc::SOL_PACKET,
+            ("PACKET_VERSION", libc::PACKET_VERSION),
+            &version,
+            || "TPACKET_V3".into(),
+            "the kernel needs CONFIG_PACKET and to be Linux 3.2 or later",
+        )?;
+        socket.set(
+            libc::SOL_PACKET,
+            ("PACKET_RX_RING", libc::PACKET_RX_RING),
+            &geometry.request(),
+            || {
+                format!(
+                    "{} blocks of {} octets",
+                    geometry.block_nr(),
+                    geometry.block_size()
+                )
+            },
+            "try fewer or smaller blocks",
+        )?;
+        if config.ignore_outgoing {
+            let set = sockopt::set::<libc::c_int>(
+                socket.fd.as_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_IGNORE_OUTGOING,
+                &1,
+            );
+            // Unknown before Linux 4.20. The filter leaves the same frames out; this only spares the kernel a clone.
+            if let Err(source) = set
+                && source.raw_os_error() != Some(libc::ENOPROTOOPT)
+            {
+                return Err(Error::Option {
+                    option: "PACKET_IGNORE_OUTGOING",
+                    value: "1".into(),
+                    interface: socket.name,
+                    advice: "leave ignore_outgoing off",
+                    source,
+                });
+            }
+        }
+        if config.promiscuous {
+            let request = libc::packet_mreq {
+                mr_ifindex: i32::try_from(ifindex).unwrap_or(i32::MAX),
+                mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
+                mr_alen: 0,
+                mr_address: [0; 8],
+            };
+            socket.set(
+                libc::SOL_PACKET,
+                ("PACKET_ADD_MEMBERSHIP", libc::PACKET_ADD_MEMBERSHIP),
+                &request,
+                || "PACKET_MR_PROMISC".into(),
+                "leave promiscuous off",
+            )?;
+        }
+        Ok(socket)
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Binds with a filter that keeps nothing, joins the fanout group, then puts the real filter in place: the first
+    /// frame that is seen is one that should be.
+    pub(crate) fn bind(self, config: &RingConfig) -> Result<Socket, Error> {
+        let name = || self.name.clone();
+        attach(self.as_fd(), &bpf::DROP_ALL, &self.name)?;
+        sockopt::bind_all(self.as_fd(), self.ifindex).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::ENODEV | libc::ENXIO) => Error::NoInterface {
+                    interface: name(),
+                    source,
+                },
+                _ => Error::Bind {
+                    interface: name(),
+                    source,
+                },
+            }
+        })?;
+        let failed = |op| {
+            move |source| Error::Ring {
+                op,
+                interface: name(),
+                source,
+            }
+        };
+        match sockopt::take_error(self.as_fd()).map_err(failed("read SO_ERROR"))? {
+            0 => {}
+            libc::ENETDOWN => return Err(Error::InterfaceDown { interface: name() }),
+            errno => {
+                return Err(Error::Bind {
+                    interface: name(),
+                    source: io::Error::from_raw_os_error(errno),
+                });
+            }
+        }
+        let hatype = sockopt::bound(self.as_fd())
+            .map_err(failed("getsockname"))?
+            .hatype;
+        let link_type = match hatype {
+            libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => LinkType::ETHERNET,
+            // Layer-3 devices: tun, WireGuard, IP in IP.
+            libc::ARPHRD_NONE
+            | ARPHRD_RAWIP
+            | libc::ARPHRD_TUNNEL
+            | libc::ARPHRD_TUNNEL6
+            | libc::ARPHRD_SIT => LinkType::RAW,
+            hatype => {
+                return Err(Error::LinkHeader {
+                    interface: name(),
+                    hatype,
+                });
+            }
+        };
+        if let Some(fanout) = config.fanout {
+            self.join(fanout, config.ignore_outgoing)?;
+        }
+        let ignore_outgoing = config.ignore_outgoing.then_some(abi::SKF_AD_PKTTYPE);
+        let program = bpf::compose(ignore_outgoing, config.filter.as_deref(), config.snaplen);
+        attach(self.as_fd(), &program, &self.name)?;
+        Ok(Socket {
+            fd: self.fd,
+            ifindex: self.ifindex,
+            name: self.name,
+            link_type,
+        })
+    }
+
+    fn join(&self, fanout: Fanout, ignore_outgoing: bool) -> Result<(), Error> {
+        let mode = match fanout.mode {
+            FanoutMode::Hash => libc::PACKET_FANOUT_HASH,
+            FanoutMode::Cpu => libc::PACKET_FANOUT_CPU,
+            FanoutMode::Queue => libc::PACKET_FANOUT_QM,
+        };
+        let defrag = if fanout.defrag {
+            libc::PACKET_FANOUT_FLAG_DEFRAG
+        } else {
+            0
+        };
+        // Group number below, mode and flags above.
+        let value = |flags: libc::c_uint| -> libc::c_int {
+            (u32::from(fanout.group) | (mode | defrag | flags) << FANOUT_FLAGS).cast_signed()
+        };
+        if ignore_outgoing {
+            // A group has its own hook, which does not know of PACKET_IGNORE_OUTGOING. A kernel without the flag
+            // refuses it; the filter leaves the same frames out.
+            let with = value(libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING);
+            let joined = sockopt::set(self.as_fd(), libc::SOL_PACKET, libc::PACKET_FANOUT, &with);
+            if joined.is_ok() {
+                return Ok(());
+            }
+        }
+        self.set(
+            libc::SOL_PACKET,
+            ("PACKET_FANOUT", libc::PACKET_FANOUT),
+            &value(0),
+            || format!("group {} by {:?}", fanout.group, fanout.mode),
+            "a group's rings must agree on interface and mode: take another group number",
+        )
+    }
+
+    fn set<T: sockopt::Plain>(
+        &self,
+        level: libc::c_int,
+        (option, number): (&'static str, libc::c_int),
+        value: &T,
+        shown: impl FnOnce() -> String,
+        advice: &'static str,
+    ) -> Result<(), Error> {
+        sockopt::set(self.as_fd(), level, number, value).map_err(|source| Error::Option {
+            option,
+            value: shown(),
+            interface: self.name.clone(),
+            advice,
+            source,
+        })
+    }
+}
+
+fn attach(fd: BorrowedFd<'_>, program: &[BpfInsn], interface: &str) -> Result<(), Error> {
+    sockopt::attach_filter(fd, program).map_err(|source| Error::Option {
+        option: "SO_ATTACH_FILTER",
+        value: format!("a program of {} instructions", program.len()),
+        interface: interface.to_owned(),
+        advice: match source.raw_os_error() {
+            Some(libc::ENOMEM) => "raise net.core.optmem_max or take a shorter filter",
+            _ => "the filter is not a valid classic BPF program",
+        },
+        source,
+    })
+}
+
+/// A packet socket that is bound: frames arrive.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    pub(crate) ifindex: u32,
+    pub(crate) name: String,
+    pub(crate) link_type: LinkType,
+}
+
+impl Socket {
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// No new frame is taken after this; what the kernel is just copying is done when it returns.
+    pub(crate) fn stop(&self) -> Result<(), Error> {
+        attach(self.as_fd(), &bpf::DROP_ALL, &self.name)?;
+        // A frame that passed the old filter may still be on its way into the ring, on another processor. Where the
+        // barrier is not to be had, `Ring` goes on reading the counters until they agree.
+        let _ = sockopt::membarrier_global();
+        Ok(())
+    }
+
+    pub(crate) fn take_statistics(&self) -> Result<sockopt::KernelCounts, Error> {
+        sockopt::take_statistics(self.as_fd())
+            .map_err(|source| self.failed("PACKET_STATISTICS", source))
+    }
+
+    /// The pending error that poll(2) announced, as an [`Error`]; `None` when there is none.
+    pub(crate) fn take_error(&self) -> Result<Option<Error>, Error> {
+        let errno = sockopt::take_error(self.as_fd())
+            .map_err(|source| self.failed("read SO_ERROR", source))?;
+        Ok(match errno {
+            0 => None,
+            libc::ENETDOWN | libc::ENODEV | libc::ENXIO => Some(Error::InterfaceDown {
+                interface: self.name.clone(),
+            }),
+            errno => Some(self.failed("wait for frames", io::Error::from_raw_os_error(errno))),
+        })
+    }
+
+    /// Whether the interface is still there; a socket whose interface was removed stays open and silent.
+    pub(crate) fn is_gone(&self) -> Result<bool, Error> {
+        let bound =
+            sockopt::bound(self.as_fd()).map_err(|source| self.failed("getsockname", source))?;
+        Ok(bound.ifindex < 0)
+    }
+
+    pub(crate) fn failed(&self, op: &'static str, source: io::Error) -> Error {
+        Error::Ring {
+            op,
+            interface: self.name.clone(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The kernel's edge: the only folder of this crate with `unsafe` in it.
+//!
+//! Rules of the folder: what leaves it is safe to use in any order; each block says what must hold and who made sure of
+//! it; words that the kernel may write at the same time are reached as atomics only.
+#![allow(
+    unsafe_code,
+    reason = "system calls and the memory shared with the kernel"
+)]
+
+pub(crate) mod abi;
+pub(crate) mod mapping;
+pub(crate) mod sockopt;
