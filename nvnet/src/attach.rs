@@ -1059,7 +1059,7 @@ impl Switch {
         batch.push(link::rename(self.original, &self.name, &self.ex));
         batch.push(link::rename(self.new_index, &self.new.tmp(), &self.name));
         batch.extend(identity.arrive(self.original, self.new_index));
-        batch.extend(identity.leave(self.original));
+        batch.extend(identity.leave(self.original, self.new_index));
         batch.extend(rules);
         batch.extend(identity.neighbours(self.original, self.new_index));
         batch.extend(identity.settle(self.original, self.new_index));
@@ -1091,14 +1091,14 @@ impl Switch {
             batch.push(link::rename(self.original, &original.name, &self.name));
         }
         batch.extend(identity.arrive(self.new_index, self.original));
-        batch.extend(identity.leave(self.new_index));
+        batch.extend(identity.leave(self.new_index, self.original));
         let standing = tc::all_filters(target, self.original)?;
-        let (ours, others): (Vec<_>, Vec<_>) = standing.iter().partition(|filter| filter.is_ours());
-        batch.extend(ours.iter().map(|filter| filter.delete(&self.name)));
+        let others = standing.iter().any(|filter| !filter.is_ours());
+        batch.extend(tc::delete(&standing, &self.name, tc::Standing::is_ours));
         let has_clsact = tc::qdiscs(target)?
             .iter()
             .any(|q| q.link == self.original && q.is_clsact());
-        if has_clsact && !self.had_clsact && others.is_empty() {
+        if has_clsact && !self.had_clsact && !others {
             batch.push(tc::delete_clsact(self.original, &self.name));
         }
         batch.extend(identity.neighbours(self.new_index, self.original));
@@ -1213,24 +1213,18 @@ fn delete_mirror(
         return Ok(());
     }
     let standing = tc::all_filters(host, port.index)?;
-    let of_id = |filter: &&tc::Standing| {
+    let of_id = |filter: &tc::Standing| {
         filter
             .name
             .as_deref()
             .and_then(Record::decode)
-            .is_some_and(|r| r.id == id)
+            .is_some_and(|record| record.id == id)
     };
-    let (ours, others): (Vec<_>, Vec<_>) = standing.iter().partition(of_id);
-    let mut batch: Vec<Request> = ours
+    let mut batch = tc::delete(&standing, &port.name, of_id);
+    let has_clsact = tc::qdiscs(host)?
         .iter()
-        .map(|filter| filter.delete(&port.name))
-        .collect();
-    if others.is_empty()
-        && !had_clsact
-        && tc::qdiscs(host)?
-            .iter()
-            .any(|q| q.link == port.index && q.is_clsact())
-    {
+        .any(|q| q.link == port.index && q.is_clsact());
+    if has_clsact && !had_clsact && standing.iter().all(of_id) {
         batch.push(tc::delete_clsact(port.index, &port.name));
     }
     host.batch(&batch)

@@ -219,7 +219,7 @@ impl Identity {
             )
         }));
         requests.extend(self.routes.iter().map(|raw| {
-            let flags = if spans_links(raw, from) {
+            let flags = if spans_links(raw, &[from, to]) {
                 ADD | NLM_F_REPLACE
             } else {
                 ADD | NLM_F_APPEND
@@ -243,11 +243,14 @@ impl Identity {
     }
 
     /// The old routes go: from here on packets wait for a neighbour on the new link, which is what keeps them from loss.
-    pub(crate) fn leave(&self, from: u32) -> Vec<Request> {
-        let routes = self.routes.iter().filter(|raw| !spans_links(raw, from));
+    pub(crate) fn leave(&self, from: u32, to: u32) -> Vec<Request> {
+        let routes = self
+            .routes
+            .iter()
+            .filter(|raw| !spans_links(raw, &[from, to]));
         routes
             .map(|raw| {
-                let body = route_on(raw, &|index| index);
+                let body = route_on(raw, &|index| if index == to { from } else { index });
                 Request::raw(format!("delete {}", route_name(raw)), RTM_DELROUTE, 0, body)
                     .accepting(&[libc::ESRCH, libc::ENOENT, libc::ENODEV])
             })
@@ -329,7 +332,7 @@ impl Identity {
             lines.insert(format!(
                 "{} [{}]",
                 route_name(raw),
-                hex(&route_on(raw, &same))
+                hex(&route_key(raw, &same))
             ));
         }
         for raw in &self.neighbours {
@@ -358,12 +361,12 @@ impl Identity {
         let wanted: BTreeSet<Raw> = wanted
             .routes
             .iter()
-            .map(|raw| route_on(raw, &same))
+            .map(|raw| route_key(raw, &same))
             .collect();
         let surplus = self
             .routes
             .iter()
-            .filter(|raw| !wanted.contains(&route_on(raw, &same)));
+            .filter(|raw| raw[5] == rta::PROT_KERNEL && !wanted.contains(&route_key(raw, &same)));
         surplus
             .map(|raw| {
                 let body = route_on(raw, &|index| index);
@@ -487,9 +490,9 @@ fn route_is_moved(raw: &[u8], on: &impl Fn(Option<u32>) -> bool) -> bool {
     ours && !by_object && flags & rta::F_CLONED == 0 && table(raw) != rta::TABLE_LOCAL
 }
 
-/// Whether some of the route's paths lie on other links, which must not be doubled.
-fn spans_links(raw: &[u8], link: u32) -> bool {
-    hops(raw).any(|hop| hop_link(hop) != Some(link))
+/// Whether some of the route's paths lie on other links than these, which must not be doubled.
+fn spans_links(raw: &[u8], links: &[u32]) -> bool {
+    hops(raw).any(|hop| !hop_link(hop).is_some_and(|link| links.contains(&link)))
 }
 
 /// Routes by gateway come after those that reach the gateway; among them what the kernel made comes first.
@@ -515,6 +518,11 @@ fn route_name(raw: &[u8]) -> String {
         ),
         None => format!("route {to} in table {}", table(raw)),
     }
+}
+
+/// The route as it is compared: an expiry counts, the seconds left do not.
+fn route_key(raw: &[u8], map: &dyn Fn(u32) -> u32) -> Raw {
+    with_attr_u32(&route_on(raw, map), RTMSG, rta::EXPIRES, 0)
 }
 
 /// The route with every link's number put through `map`, and without what is state and not configuration.
@@ -637,7 +645,7 @@ mod tests {
                 (77, unknown),
             ],
         );
-        assert!(spans_links(&raw, 5) && route_is_moved(&raw, &|link| link == Some(5)));
+        assert!(spans_links(&raw, &[5, 6]) && route_is_moved(&raw, &|link| link == Some(5)));
         let moved = route_on(&raw, &|link| if link == 5 { 6 } else { link });
         assert_eq!(
             hops(&moved)

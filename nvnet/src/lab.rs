@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -61,6 +62,7 @@ impl Lab {
             MacAddr([2, 0x4e, 0x76, 0, 0, 1]),
         ))?;
         let bridge = index_of(&mut socket, LAB_BRIDGE)?;
+        no_duplicates(&host, LAB_BRIDGE)?;
         socket.batch(&[
             // In no group: it is the host's own bridge here, none of nvnet's.
             Request::new(
@@ -120,6 +122,7 @@ fn container(
         netns.as_fd(),
     ))?;
     let index = index_of(host, &host_end)?;
+    no_duplicates(host.netns(), &host_end)?;
     host.batch(&[
         Request::new(
             "put the host end into group 0",
@@ -134,20 +137,7 @@ fn container(
         link::up(index, &host_end),
     ])?;
     loopback_up(&mut inside)?;
-    // Nobody else is here, so nothing has to be asked before the link-local address is used.
-    netns.run(|| {
-        let path = std::path::PathBuf::from(format!(
-            "/proc/sys/net/ipv6/conf/{LAB_INTERFACE}/accept_dad"
-        ));
-        match std::fs::write(&path, "0") {
-            Err(source) if path.exists() => Err(Error::Proc {
-                op: "write",
-                path,
-                source,
-            }),
-            _ => Ok(()),
-        }
-    })??;
+    no_duplicates(&netns, LAB_INTERFACE)?;
     let index = index_of(&mut inside, LAB_INTERFACE)?;
     let (v4, v6) = (ipv4(number), ipv6(number));
     let default4 = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -200,6 +190,21 @@ fn index_of(socket: &mut RouteSocket, name: &str) -> Result<u32, Error> {
             netns: socket.netns().label().into(),
             present: vec![],
         })
+}
+
+/// Nobody else is here, so nothing has to be asked before a link-local address is used.
+fn no_duplicates(netns: &Netns, interface: &str) -> Result<(), Error> {
+    netns.run(|| {
+        let path = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/accept_dad"));
+        match std::fs::write(&path, "0") {
+            Err(source) if path.exists() => Err(Error::Proc {
+                op: "write",
+                path,
+                source,
+            }),
+            _ => Ok(()),
+        }
+    })?
 }
 
 fn loopback_up(socket: &mut RouteSocket) -> Result<(), Error> {

@@ -331,11 +331,17 @@ impl Standing {
         self.kind == TcFilterU32::KIND && self.handle & 0xfff == 0
     }
 
-    /// The request that deletes exactly this one.
-    pub(crate) fn delete(&self, where_: &str) -> Request {
+    /// Whether both are kept together by the kernel, under one preference of one hook.
+    fn is_beside(&self, other: &Self) -> bool {
+        let key = |f: &Self| (f.link, f.hook, f.chain, f.pref, f.protocol);
+        key(self) == key(other)
+    }
+
+    /// The request that deletes this one, or with `handle` 0 all that are beside it.
+    fn delete(&self, handle: u32, where_: &str) -> Request {
         let mut message = TcMessage::with_index(ifindex(self.link));
         message.header.parent = self.hook.parent();
-        message.header.handle = self.handle.into();
+        message.header.handle = handle.into();
         message.header.info = u32::from(self.pref) << 16 | u32::from(self.protocol);
         message.attributes = vec![TcAttribute::Kind(self.kind.clone())];
         if self.chain != 0 {
@@ -476,6 +482,22 @@ pub(crate) fn all_filters(socket: &mut RouteSocket, link: u32) -> Result<Vec<Sta
     let mut all = filters(socket, link, Hook::Ingress)?;
     all.extend(filters(socket, link, Hook::Egress)?);
     Ok(all)
+}
+
+/// The requests that delete those of `standing` that `chosen` takes, and nothing else.
+pub(crate) fn delete(
+    standing: &[Standing],
+    where_: &str,
+    chosen: impl Fn(&Standing) -> bool,
+) -> Vec<Request> {
+    let (gone, kept): (Vec<&Standing>, Vec<&Standing>) =
+        standing.iter().partition(|filter| chosen(filter));
+    let requests = gone.iter().map(|filter| {
+        // Where nothing else is beside it the whole preference goes, and with it what u32 keeps of its own.
+        let alone = !kept.iter().any(|other| other.is_beside(filter));
+        filter.delete(if alone { 0 } else { filter.handle }, where_)
+    });
+    requests.collect()
 }
 
 /// A preference at which our filter comes before all that stand on its hook; `None` when one stands at 1.

@@ -1,0 +1,162 @@
+//! Tests that need privileges or tools: run where they can, reported as ignored with the reason where they cannot,
+//! failures where `NV_TESTS_MUST_RUN` (a list with commas) names what they need.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "every test binary takes what it needs"
+)]
+
+use std::process::Command;
+
+use libtest_mimic::{Completion, Failed, Trial};
+
+/// What a test cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Network namespaces with CAP_NET_ADMIN inside.
+    Netns,
+    /// Loading eBPF, which only the initial user namespace may.
+    Ebpf,
+    /// iproute2, as a witness that is not ours.
+    Iproute2,
+    /// tcpdump, as a witness that is not ours.
+    Tcpdump,
+    /// tshark, as a witness that is not ours.
+    Tshark,
+    /// A Docker engine that answers, and a static busybox to make an image from.
+    Docker,
+}
+
+impl Need {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Netns => "netns",
+            Self::Ebpf => "ebpf",
+            Self::Iproute2 => "iproute2",
+            Self::Tcpdump => "tcpdump",
+            Self::Tshark => "tshark",
+            Self::Docker => "docker",
+        }
+    }
+
+    fn probe(self) -> Result<(), String> {
+        let tool =
+            |name: &str, arguments: &[&str]| match Command::new(name).args(arguments).output() {
+                Ok(output) if output.status.success() => Ok(()),
+                Ok(output) => Err(String::from_utf8_lossy(&output.stderr)
+                    .lines()
+                    .next()
+                    .unwrap_or("failed")
+                    .to_owned()),
+                Err(error) => Err(format!("{name}: {error}")),
+            };
+        match self {
+            Self::Netns => nvnet::lab::Lab::new(&["probe"])
+                .map(drop)
+                .map_err(|error| error.to_string()),
+            Self::Ebpf => {
+                nvnet::Features::probe()
+                    .map_err(|error| error.to_string())?
+                    .ebpf
+            }
+            Self::Iproute2 => tool("ip", &["-V"]).and_then(|()| tool("tc", &["-V"])),
+            Self::Tcpdump => tool("tcpdump", &["--version"]),
+            Self::Tshark => tool("tshark", &["--version"]),
+            Self::Docker => tool("docker", &["version"]).and_then(|()| tool("busybox", &["true"])),
+        }
+    }
+}
+
+/// A test that runs where what it needs is there.
+pub fn privileged(
+    name: impl Into<String>,
+    needs: &'static [Need],
+    test: impl FnOnce() -> Result<(), Failed> + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || {
+        for need in needs {
+            let Err(why) = need.probe() else { continue };
+            let text = format!("needs {}: {why}", need.name());
+            let must = std::env::var("NV_TESTS_MUST_RUN").unwrap_or_default();
+            if must.split(',').any(|name| name == need.name()) {
+                return Err(text.into());
+            }
+            return Ok(Completion::ignored_with(text));
+        }
+        test().map(|()| Completion::Completed)
+    })
+}
+
+/// Runs a shell command, and gives what it printed; a failure is the test's.
+pub fn sh(command: &str) -> Result<String, Failed> {
+    let output = Command::new("sh").arg("-c").arg(command).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        Ok(text)
+    } else {
+        Err(format!(
+            "{command}: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+        .into())
+    }
+}
+
+/// The same inside a namespace.
+pub fn sh_in(netns: &nvnet::Netns, command: &str) -> Result<String, Failed> {
+    netns.run(|| sh(command))?
+}
+
+/// Fails with both when they are not the same.
+pub fn same<T: PartialEq + std::fmt::Debug>(what: &str, left: T, right: T) -> Result<(), Failed> {
+    if left == right {
+        Ok(())
+    } else {
+        Err(format!("{what}:\n  left:  {left:?}\n  right: {right:?}").into())
+    }
+}
+
+/// Fails when it does not hold.
+pub fn ensure(holds: bool, what: impl Into<String>) -> Result<(), Failed> {
+    if holds {
+        Ok(())
+    } else {
+        Err(what.into().into())
+    }
+}
+
+/// What a person would look at to see whether a namespace's network is as it was: links, addresses, routes, rules,
+/// permanent neighbours, proxies, queueing disciplines, filters and per-interface settings, as iproute2 and /proc show
+/// them. Counters, lifetimes and what neighbours come and go are left out.
+pub fn picture(netns: &nvnet::Netns) -> Result<String, Failed> {
+    sh_in(
+        netns,
+        r#"
+        ip -d link show | sed -E 's/^[0-9]+: //; s/_timer +[0-9.]+/_timer/g'
+        ip -o addr show | sed -E 's/valid_lft [0-9]+sec preferred_lft [0-9]+sec/with a lifetime/'
+        for family in -4 -6; do
+            ip $family rule show
+            ip $family route show table all | sed -E 's/ expires [0-9]+sec//' | sort
+            ip $family neigh show nud permanent
+            ip $family neigh show proxy
+        done
+        ip nexthop show 2>/dev/null
+        tc qdisc show
+        for link in $(ip -o link show | sed -E 's/^[0-9]+: ([^:@]+).*/\1/'); do
+            for hook in ingress egress; do tc filter show dev $link $hook 2>/dev/null | sed "s/^/$link $hook /"; done
+        done
+        cd /proc/sys/net && grep -rs . ipv4/conf ipv6/conf ipv4/neigh ipv6/neigh | sort
+        "#,
+    )
+}
+
+/// An error with its causes, as a test's failure.
+pub fn chain(error: nvnet::Error) -> Failed {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text.into()
+}

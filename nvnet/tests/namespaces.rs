@@ -1,0 +1,1014 @@
+//! Attach and detach in namespaces of their own, with iproute2 as the witness.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::{Need, chain, ensure, picture, privileged, same, sh_in};
+use libtest_mimic::{Arguments, Failed, Trial};
+use nvnet::lab::{Lab, LabContainer};
+use nvnet::{Attachment, CheckedPlan, Error, Mode, Netns, Plan, Workload};
+
+const ALL: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2];
+const MODES: [Mode; 2] = [Mode::Inline, Mode::Mirror];
+/// A child process is told what to do by this variable: `MODE STEP HOST TARGET`, see [`child`].
+const CHILD: &str = "NV_TEST_CHILD";
+
+fn main() {
+    if let Ok(order) = std::env::var(CHILD) {
+        child(&order);
+    }
+    let mut trials = Vec::new();
+    for mode in MODES {
+        let mut add = |name: &str, test: fn(Mode) -> Result<(), Failed>| {
+            trials.push(privileged(format!("{name}::{mode}"), ALL, move || {
+                test(mode)
+            }));
+        };
+        add(
+            "traffic_flows_and_detach_leaves_nothing",
+            traffic_flows_and_detach_leaves_nothing,
+        );
+        add(
+            "a_rich_container_is_the_same_after_detach",
+            a_rich_container_is_the_same_after_detach,
+        );
+        add(
+            "every_step_that_fails_is_undone",
+            every_step_that_fails_is_undone,
+        );
+        add(
+            "a_kill_at_any_step_is_repaired",
+            a_kill_at_any_step_is_repaired,
+        );
+        add(
+            "a_connection_outlives_attach_and_detach",
+            a_connection_outlives_attach_and_detach,
+        );
+        add("filters_of_others_survive", filters_of_others_survive);
+        add(
+            "two_containers_have_their_own_ids",
+            two_containers_have_their_own_ids,
+        );
+        add("refusals_change_nothing", refusals_change_nothing);
+        add(
+            "a_container_that_dies_leaves_nothing",
+            a_container_that_dies_leaves_nothing,
+        );
+    }
+    let mut add = |name, test: fn() -> Result<(), Failed>| trials.push(privileged(name, ALL, test));
+    add(
+        "the_container_is_untouched_in_mirror_mode",
+        the_container_is_untouched_in_mirror_mode,
+    );
+    add(
+        "the_rules_stand_where_the_design_says",
+        the_rules_stand_where_the_design_says,
+    );
+    add(
+        "nothing_sent_into_the_bridge_reaches_a_container",
+        nothing_sent_into_the_bridge_reaches_a_container,
+    );
+    add(
+        "frames_are_marked_by_the_way_they_went",
+        frames_are_marked_by_the_way_they_went,
+    );
+    add(
+        "inline_is_refused_where_it_would_cut_connections",
+        inline_is_refused_where_it_would_cut_connections,
+    );
+    add(
+        "what_changed_while_attached_stays",
+        what_changed_while_attached_stays,
+    );
+    add(
+        "several_interfaces_are_attached_together",
+        several_interfaces_are_attached_together,
+    );
+    add(
+        "processes_wait_for_each_other",
+        processes_wait_for_each_other,
+    );
+    let unprivileged = Trial::test("a_missing_privilege_is_told", a_missing_privilege_is_told);
+    trials.push(unprivileged);
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn workload(container: &LabContainer) -> Workload {
+    Workload {
+        name: container.name.clone(),
+        ..Workload::default()
+    }
+}
+
+fn plan(lab: &Lab, container: usize, mode: Mode) -> Plan {
+    let container = &lab.containers[container];
+    Plan::new(&lab.host, &container.netns, workload(container)).mode(mode)
+}
+
+fn attach(lab: &Lab, container: usize, mode: Mode) -> Result<Attachment, Failed> {
+    let attached = plan(lab, container, mode)
+        .check()
+        .and_then(CheckedPlan::attach)
+        .map_err(chain)?;
+    same("attached", attached.len(), 1)?;
+    Ok(attached.into_iter().next().expect("one"))
+}
+
+fn detach(lab: &Lab, id: nvnet::AttachmentId) -> Result<(), Failed> {
+    nvnet::detach(&lab.host, id).map_err(chain)
+}
+
+/// A listener and a stream to it, between two namespaces.
+fn connect(
+    server: &Netns,
+    address: IpAddr,
+    client: &Netns,
+) -> Result<(TcpStream, TcpStream), Failed> {
+    let listener = server.run(|| TcpListener::bind(SocketAddr::new(address, 0)))??;
+    let to = listener.local_addr()?;
+    let near = client.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)))??;
+    let (far, _) = listener.accept()?;
+    for stream in [&near, &far] {
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_nodelay(true)?;
+    }
+    Ok((near, far))
+}
+
+/// Sends `octets` one way and reads them on the other side.
+fn carry(from: &mut TcpStream, to: &mut TcpStream, octets: usize) -> Result<(), Failed> {
+    let sent: Vec<u8> = (0..octets).map(|n| (n % 251) as u8).collect();
+    let mut received = vec![0; octets];
+    std::thread::scope(|scope| -> std::io::Result<()> {
+        let writer = scope.spawn(|| from.write_all(&sent));
+        to.read_exact(&mut received)?;
+        writer.join().expect("the writer does not panic")
+    })?;
+    ensure(sent == received, "what was received is not what was sent")
+}
+
+/// TCP with large segments and UDP, both families, both ways.
+fn traffic(lab: &Lab) -> Result<(), Failed> {
+    let (one, two) = (&lab.containers[0], &lab.containers[1]);
+    for address in [IpAddr::from(one.ipv4), IpAddr::from(one.ipv6)] {
+        let (mut near, mut far) = connect(&one.netns, address, &two.netns)?;
+        carry(&mut near, &mut far, 1 << 20)?;
+        carry(&mut far, &mut near, 1 << 20)?;
+        let server = one
+            .netns
+            .run(|| UdpSocket::bind(SocketAddr::new(address, 0)))??;
+        let any: SocketAddr = if address.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        }
+        .parse()?;
+        let client = two.netns.run(|| UdpSocket::bind(any))??;
+        for socket in [&server, &client] {
+            socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+        }
+        client.send_to(b"question", server.local_addr()?)?;
+        let mut buffer = [0; 16];
+        let (len, from) = server.recv_from(&mut buffer)?;
+        same("question", &buffer[..len], &b"question"[..])?;
+        server.send_to(b"answer", from)?;
+        let (len, _) = client.recv_from(&mut buffer)?;
+        same("answer", &buffer[..len], &b"answer"[..])?;
+    }
+    Ok(())
+}
+
+/// Both pictures are as they were, and nothing of ours is left.
+fn untouched(lab: &Lab, before: &[String]) -> Result<(), Failed> {
+    for (netns, before) in namespaces(lab).zip(before) {
+        let after = picture(netns)?;
+        if after != *before {
+            let gone = before
+                .lines()
+                .filter(|line| !after.contains(line))
+                .map(|line| format!("- {line}"));
+            let new = after
+                .lines()
+                .filter(|line| !before.contains(line))
+                .map(|line| format!("+ {line}"));
+            let lines: Vec<_> = gone.chain(new).collect();
+            return Err(
+                format!("{} is not as it was:\n{}", netns.label(), lines.join("\n")).into(),
+            );
+        }
+    }
+    same("attachments", nvnet::list(&lab.host)?.len(), 0)
+}
+
+fn namespaces(lab: &Lab) -> impl Iterator<Item = &Netns> {
+    std::iter::once(&lab.host).chain(lab.containers.iter().map(|container| &container.netns))
+}
+
+fn pictures(lab: &Lab) -> Result<Vec<String>, Failed> {
+    namespaces(lab).map(picture).collect()
+}
+
+fn traffic_flows_and_detach_leaves_nothing(mode: Mode) -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    traffic(&lab)?;
+    let before = pictures(&lab)?;
+    let attachment = attach(&lab, 0, mode)?;
+    same("health", &attachment.health, &nvnet::Health::Whole)?;
+    same("interface", &attachment.interface[..], "eth0")?;
+    same("mac", attachment.mac, lab.containers[0].mac)?;
+    traffic(&lab)?;
+    let listed = nvnet::list(&lab.host)?;
+    same(
+        "listed",
+        listed.iter().map(|a| a.id).collect::<Vec<_>>(),
+        vec![attachment.id],
+    )?;
+    same("nothing to repair", nvnet::repair(&lab.host)?, vec![])?;
+    detach(&lab, attachment.id)?;
+    untouched(&lab, &before)?;
+    traffic(&lab)
+}
+
+/// All that a container can have configured, as far as this kernel takes it.
+const RICH: &str = r"
+    ip link set eth0 mtu 1400 txqueuelen 77 alias 'the uplink'
+    ip addr add 10.78.1.2/24 dev eth0 label eth0:1
+    ip addr add 10.78.1.3/24 dev eth0
+    ip addr add 192.0.2.9/32 dev eth0 scope link
+    ip addr add 198.51.100.2 peer 198.51.100.1/32 dev eth0
+    ip addr add 2001:db8:1::2/64 dev eth0 nodad
+    ip addr add 2001:db8:2::2/64 dev eth0 nodad preferred_lft 5000 valid_lft 6000
+    ip addr add 2001:db8:3::2/128 dev eth0 nodad noprefixroute
+    ip route add 203.0.113.0/24 nexthop via 10.78.0.1 weight 1 nexthop via 10.78.1.1 weight 3
+    ip route add 203.0.114.0/24 via 10.78.0.3 metric 50 mtu 1300 advmss 1000
+    ip route add 203.0.114.0/24 via 10.78.0.1 metric 60 src 10.78.1.2
+    ip route add 203.0.115.0/24 via 192.168.99.1 dev eth0 onlink
+    ip route add blackhole 203.0.116.0/24
+    ip route add default via 10.78.1.1 dev eth0 table 100
+    ip rule add from 10.78.1.2 lookup 100 priority 1000
+    ip rule add iif eth0 lookup 100 priority 1001
+    ip -6 route add 2001:db8:9::/64 via fd4e:6576::1 dev eth0 metric 7
+    ip -6 route add 2001:db8:a::/64 nexthop via fd4e:6576::1 dev eth0 nexthop via fd4e:6576::3 dev eth0
+    ip -6 route add default via fe80::1 dev eth0 metric 2048
+    ip neigh add 10.78.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent
+    ip -6 neigh add fd4e:6576::77 lladdr 02:00:00:00:00:78 dev eth0 nud permanent
+    ip neigh add proxy 10.78.0.99 dev eth0
+    echo 1 > /proc/sys/net/ipv4/conf/eth0/rp_filter
+    echo 1 > /proc/sys/net/ipv4/conf/eth0/arp_notify
+    echo 0 > /proc/sys/net/ipv4/conf/eth0/accept_redirects
+    echo 3 > /proc/sys/net/ipv6/conf/eth0/router_solicitations
+    echo 44 > /proc/sys/net/ipv4/neigh/eth0/gc_stale_time
+";
+
+fn a_rich_container_is_the_same_after_detach(mode: Mode) -> Result<(), Failed> {
+    let lab = Lab::new(&["rich", "client"])?;
+    let target = &lab.containers[0].netns;
+    sh_in(target, &format!("set -e; {RICH}"))?;
+    traffic(&lab)?;
+    let before = pictures(&lab)?;
+    for _ in 0..2 {
+        let attachment = attach(&lab, 0, mode)?;
+        let during = sh_in(
+            target,
+            "ip -4 addr show dev eth0; ip -4 route show table all; ip -6 route show",
+        )?;
+        for line in [
+            "10.78.1.2/24",
+            "198.51.100.2 peer 198.51.100.1/32",
+            "weight 3",
+            "table 100",
+            "2001:db8:a::/64",
+        ] {
+            ensure(
+                during.contains(line),
+                format!("without {line} while attached:\n{during}"),
+            )?;
+        }
+        same(
+            "addresses left behind",
+            sh_in(target, "ip -o addr show | grep nv-ex | cat")?,
+            String::new(),
+        )?;
+        traffic(&lab)?;
+        detach(&lab, attachment.id)?;
+        untouched(&lab, &before)?;
+    }
+    traffic(&lab)
+}
+
+fn every_step_that_fails_is_undone(mode: Mode) -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    sh_in(&lab.containers[0].netns, &format!("set -e; {RICH}"))?;
+    traffic(&lab)?;
+    let before = pictures(&lab)?;
+    let steps = plan(&lab, 0, mode).check()?.steps().len();
+    for step in 0..steps {
+        let fails = |number, _: &nvnet::Step| {
+            if number == step {
+                Err(Error::NotAttached { id: id(0xffff) })
+            } else {
+                Ok(())
+            }
+        };
+        match plan(&lab, 0, mode).check()?.attach_observed(fails) {
+            Err(Error::Undone { .. }) => {}
+            other => return Err(format!("step {step} of {steps}: {other:?}").into()),
+        }
+        untouched(&lab, &before)
+            .map_err(|e| format!("step {step}: {}", e.message().unwrap_or_default()))?;
+    }
+    println!("{mode}: {steps} steps failed and undone");
+    traffic(&lab)
+}
+
+fn id(number: u16) -> nvnet::AttachmentId {
+    nvnet::AttachmentId::new(number).expect("not zero")
+}
+
+/// Attaches or detaches until the step that it is told, and dies there as if killed.
+fn child(order: &str) -> ! {
+    if order == "unprivileged" {
+        // Refused when it is somebody else already, and then just as well.
+        let _ = nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534));
+        let error = Netns::nameless("probe").expect_err("not allowed");
+        println!("{}", error.remedy().unwrap_or_default());
+        std::process::exit(0);
+    }
+    let words: Vec<&str> = order.split(' ').collect();
+    let [what, mode, step, host, target] = words[..] else {
+        panic!("{order}")
+    };
+    let open = |path: &str| Netns::at_path(path.as_ref()).expect("the parent holds it open");
+    let (host, target) = (open(host), open(target));
+    let step: usize = step.parse().expect("a number");
+    let die = |number: usize| {
+        if number == step {
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL)
+                .expect("we may kill ourselves");
+        }
+        Ok(())
+    };
+    if what == "attach" {
+        let workload = Workload {
+            name: "web".into(),
+            ..Workload::default()
+        };
+        let plan = Plan::new(&host, &target, workload).mode(mode.parse().expect("a mode"));
+        let plan = plan.check().expect("can be attached");
+        plan.attach_observed(|number, _| die(number))
+            .expect("attached");
+    } else {
+        let id = nvnet::list(&host).expect("a list")[0].id;
+        nvnet::detach_observed(&host, id, |number, _| die(number)).expect("detached");
+    }
+    std::process::exit(0);
+}
+
+/// Starts a [`child`]; tells whether it was killed, as it is unless `step` is beyond the last.
+fn killed_at(lab: &Lab, what: &str, mode: Mode, step: usize) -> Result<bool, Failed> {
+    use std::os::unix::process::ExitStatusExt;
+    let path = |netns: &Netns| {
+        format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            netns.as_fd().as_raw_fd()
+        )
+    };
+    let order = format!(
+        "{what} {mode} {step} {} {}",
+        path(&lab.host),
+        path(&lab.containers[0].netns)
+    );
+    let output = Command::new(std::env::current_exe()?)
+        .env(CHILD, order)
+        .output()?;
+    let killed = output.status.signal() == Some(9);
+    ensure(
+        killed || output.status.success(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )?;
+    Ok(killed)
+}
+
+fn a_kill_at_any_step_is_repaired(mode: Mode) -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    sh_in(&lab.containers[0].netns, &format!("set -e; {RICH}"))?;
+    traffic(&lab)?;
+    let before = pictures(&lab)?;
+    let mut tried = 0;
+    for what in ["attach", "detach"] {
+        for step in 0.. {
+            if what == "detach" {
+                attach(&lab, 0, mode)?;
+            }
+            let killed = killed_at(&lab, what, mode, step)?;
+            tried += usize::from(killed);
+            traffic(&lab).map_err(|e| {
+                format!(
+                    "killed at {what} {step}: {}",
+                    e.message().unwrap_or_default()
+                )
+            })?;
+            nvnet::repair(&lab.host).map_err(chain)?;
+            // What was complete is left as it is.
+            for whole in nvnet::list(&lab.host)? {
+                detach(&lab, whole.id)?;
+            }
+            untouched(&lab, &before).map_err(|e| {
+                format!(
+                    "killed at {what} {step}: {}",
+                    e.message().unwrap_or_default()
+                )
+            })?;
+            if !killed {
+                break;
+            }
+        }
+    }
+    println!("{mode}: killed at {tried} steps and repaired");
+    ensure(tried >= 5, format!("only {tried} kills"))
+}
+
+fn a_connection_outlives_attach_and_detach(mode: Mode) -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let (one, two) = (&lab.containers[0], &lab.containers[1]);
+    for address in [IpAddr::from(one.ipv4), IpAddr::from(one.ipv6)] {
+        let (mut near, mut far) = connect(&one.netns, address, &two.netns)?;
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| -> Result<(), Failed> {
+            // Both directions are busy all the time, so that every moment of the switch is hit.
+            let busy = scope.spawn(|| -> Result<u64, Failed> {
+                let mut rounds = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    carry(&mut near, &mut far, 4_000)?;
+                    carry(&mut far, &mut near, 40_000)?;
+                    rounds += 1;
+                }
+                Ok(rounds)
+            });
+            let changes = (0..5).try_for_each(|_| -> Result<(), Failed> {
+                let attachment = attach(&lab, 0, mode)?;
+                detach(&lab, attachment.id)
+            });
+            stop.store(true, Ordering::Relaxed);
+            let rounds = busy.join().expect("no panic")?;
+            changes?;
+            ensure(rounds > 0, "nothing was carried")
+        })?;
+    }
+    Ok(())
+}
+
+fn filters_of_others_survive(mode: Mode) -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let (netns, link) = match mode {
+        Mode::Inline => (&lab.containers[0].netns, "eth0".to_owned()),
+        Mode::Mirror => (&lab.host, lab.containers[0].host_end.clone()),
+    };
+    sh_in(
+        netns,
+        &format!(
+            "set -e
+             tc qdisc add dev {link} clsact
+             tc filter add dev {link} ingress pref 100 protocol ip u32 match ip protocol 6 0xff flowid 1:1
+             tc filter add dev {link} egress pref 78 protocol all bpf bytecode '1,6 0 0 0' flowid 1:2"
+        ),
+    )?;
+    let before = pictures(&lab)?;
+    let attachment = attach(&lab, 0, mode)?;
+    let link = if mode == Mode::Inline {
+        "nv-ex-eth0"
+    } else {
+        &link
+    };
+    let during = sh_in(
+        netns,
+        &format!("tc filter show dev {link} ingress; tc filter show dev {link} egress"),
+    )?;
+    ensure(
+        during.contains("pref 100 u32") && during.contains("flowid 1:2"),
+        format!("gone:\n{during}"),
+    )?;
+    traffic(&lab)?;
+    detach(&lab, attachment.id)?;
+    untouched(&lab, &before)?;
+
+    // A filter at the very first place would decide before ours.
+    let link = if mode == Mode::Inline { "eth0" } else { link };
+    sh_in(
+        netns,
+        &format!(
+            "tc filter add dev {link} ingress pref 1 protocol all u32 match u32 0 0 flowid 1:1"
+        ),
+    )?;
+    let before = pictures(&lab)?;
+    match plan(&lab, 0, mode).check() {
+        Err(Error::Unsafe { why, .. }) if why.contains("pref 1") => {}
+        other => return Err(format!("{other:?}").into()),
+    }
+    untouched(&lab, &before)
+}
+
+fn two_containers_have_their_own_ids(mode: Mode) -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let before = pictures(&lab)?;
+    let (one, two) = (attach(&lab, 0, mode)?, attach(&lab, 1, mode)?);
+    ensure(one.id != two.id, "one id for two")?;
+    same(
+        "names",
+        (&one.workload.name[..], &two.workload.name[..]),
+        ("web", "client"),
+    )?;
+    traffic(&lab)?;
+    match plan(&lab, 0, mode).check() {
+        Err(Error::AlreadyAttached { id, .. }) => same("attached as", id, one.id)?,
+        other => return Err(format!("{other:?}").into()),
+    }
+    detach(&lab, one.id)?;
+    traffic(&lab)?;
+    ensure(
+        sh_in(&lab.host, "ip link show nv-br").is_ok(),
+        "the bridge went while it was used",
+    )?;
+    let again = attach(&lab, 0, mode)?;
+    same("the free id is taken again", again.id, one.id)?;
+    for id in [again.id, two.id] {
+        detach(&lab, id)?;
+    }
+    ensure(
+        matches!(
+            nvnet::detach(&lab.host, two.id),
+            Err(Error::NotAttached { .. })
+        ),
+        "detached twice",
+    )?;
+    untouched(&lab, &before)
+}
+
+fn refusals_change_nothing(mode: Mode) -> Result<(), Failed> {
+    let lab = Lab::new(&["web"])?;
+    let before = pictures(&lab)?;
+    let refused = |plan: Plan, text: &str| match plan.check() {
+        Ok(_) => Err(Failed::from(format!("accepted, not: {text}"))),
+        Err(error) => ensure(
+            error.to_string().contains(text),
+            format!("{error} is not: {text}"),
+        ),
+    };
+    refused(
+        plan(&lab, 0, mode).interface("eth7"),
+        "no interface `eth7` in web (there: lo, eth0)",
+    )?;
+    refused(plan(&lab, 0, mode).interface("lo"), "no Ethernet interface")?;
+    refused(
+        plan(&lab, 0, mode).interface("a-name-that-is-too-long"),
+        "longer than 15 octets",
+    )?;
+    refused(
+        plan(&lab, 0, mode).interface("../eth0"),
+        "cannot be an interface's name",
+    )?;
+    refused(
+        Plan::new(&lab.host, &lab.host, Workload::default()).mode(mode),
+        "the host's own network namespace",
+    )?;
+    let empty = Netns::nameless("empty")?;
+    refused(
+        Plan::new(&lab.host, &empty, Workload::default()).mode(mode),
+        "no Ethernet interface (there: lo)",
+    )?;
+    untouched(&lab, &before)?;
+
+    sh_in(&lab.host, "ip link add nv-br type bridge")?;
+    let before = pictures(&lab)?;
+    refused(
+        plan(&lab, 0, mode),
+        "`nv-br` in the lab's host was not made by nvnet",
+    )?;
+    untouched(&lab, &before)
+}
+
+fn a_container_that_dies_leaves_nothing(mode: Mode) -> Result<(), Failed> {
+    let mut lab = Lab::new(&["web", "client"])?;
+    attach(&lab, 0, mode)?;
+    let two = attach(&lab, 1, mode)?;
+    let gone = lab.containers.remove(0);
+    let end = gone.host_end.clone();
+    drop(gone);
+    // The kernel clears a namespace away after its last handle is closed; wait for its other end to go.
+    sh_in(
+        &lab.host,
+        &format!("timeout 20 sh -c 'while ip link show {end} 2>/dev/null; do :; done' >/dev/null"),
+    )?;
+    let left: Vec<_> = nvnet::list(&lab.host)?.iter().map(|a| a.id).collect();
+    same("left", left, vec![two.id])?;
+    detach(&lab, two.id)?;
+    same(
+        "links of ours",
+        sh_in(&lab.host, "ip -o link show | grep nv- | cat")?,
+        String::new(),
+    )
+}
+
+fn the_container_is_untouched_in_mirror_mode() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let before = picture(&lab.containers[0].netns)?;
+    let attachment = attach(&lab, 0, Mode::Mirror)?;
+    same("picture", &picture(&lab.containers[0].netns)?, &before)?;
+    same("port", &attachment.port, &lab.containers[0].host_end)?;
+    detach(&lab, attachment.id)
+}
+
+fn the_rules_stand_where_the_design_says() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let attachment = attach(&lab, 0, Mode::Inline)?;
+    let port = &attachment.port;
+    same("port", &port[..], "nv-in-0001")?;
+    let inside = &lab.containers[0].netns;
+    for (netns, link, hook, rule) in [
+        (
+            inside,
+            "eth0",
+            "egress",
+            "mirred (Egress Mirror to device nv-ex-eth0)",
+        ),
+        (
+            inside,
+            "nv-ex-eth0",
+            "ingress",
+            "mirred (Ingress Redirect to device eth0)",
+        ),
+        (
+            &lab.host,
+            &port[..],
+            "ingress",
+            "mirred (Ingress Redirect to device nv-br)",
+        ),
+        (&lab.host, "nv-br", "ingress", "bytecode '1,6 0 0 2'"),
+        (&lab.host, "nv-br", "egress", "bytecode '1,6 0 0 2'"),
+    ] {
+        let shown = sh_in(netns, &format!("tc filter show dev {link} {hook}"))?;
+        ensure(
+            shown.contains(rule),
+            format!("{link} {hook} without {rule}:\n{shown}"),
+        )?;
+    }
+    let links = sh_in(&lab.host, "ip -d link show")?;
+    for part in [
+        "nv-br",
+        "4e:65:75:56:00:00",
+        "nv-in-0001@",
+        "isolated on",
+        "nvcli:1 id=0001 mode=inline if=eth0",
+    ] {
+        ensure(links.contains(part), format!("without {part}:\n{links}"))?;
+    }
+    let inner = sh_in(inside, "ip -o link show")?;
+    let mac = lab.containers[0].mac.to_string();
+    for name in ["eth0@", "nv-ex-eth0@"] {
+        ensure(
+            inner.lines().any(|l| l.contains(name) && l.contains(&mac)),
+            format!("{name} without {mac}: {inner}"),
+        )?;
+    }
+    detach(&lab, attachment.id)
+}
+
+/// An AF_PACKET socket on an interface, for sending and receiving whole frames.
+struct Wire(std::os::fd::OwnedFd);
+
+impl Wire {
+    fn open(netns: &Netns, interface: &str) -> Result<Self, Failed> {
+        use nix::sys::socket::{
+            AddressFamily, SockFlag, SockProtocol, SockType, bind, setsockopt, socket, sockopt,
+        };
+        let all = SockProtocol::EthAll;
+        let fd = netns.run(|| {
+            socket(
+                AddressFamily::Packet,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC,
+                all,
+            )
+        })??;
+        let wait = nix::sys::time::TimeVal::new(0, 300_000);
+        setsockopt(&fd, sockopt::ReceiveTimeout, &wait)?;
+        // The interface's address as the kernel tells it is also the one to bind to; it names no protocol, so the
+        // socket's own stays.
+        let address = netns.run(|| {
+            let mut all = nix::ifaddrs::getifaddrs()?.filter(|a| a.interface_name == interface);
+            Ok::<_, nix::Error>(all.find_map(|a| a.address?.as_link_addr().copied()))
+        })??;
+        bind(fd.as_raw_fd(), &address.ok_or("no such interface")?)?;
+        Ok(Self(fd))
+    }
+
+    fn send(&self, frame: &[u8]) -> Result<(), Failed> {
+        match nix::unistd::write(&self.0, frame) {
+            // So the kernel tells that a rule dropped it.
+            Ok(_) | Err(nix::Error::ENOBUFS) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All frames that come until none comes for a while.
+    fn drain(&self) -> Vec<Vec<u8>> {
+        let mut buffer = vec![0; 65_536];
+        std::iter::from_fn(|| {
+            let len = nix::unistd::read(&self.0, &mut buffer).ok()?;
+            Some(buffer[..len].to_vec())
+        })
+        .collect()
+    }
+}
+
+/// An Ethernet frame of an experimental type, so that no stack answers it.
+fn frame(destination: [u8; 6], source: [u8; 6], text: &str) -> Vec<u8> {
+    let mut frame = [&destination[..], &source[..], &[0x88, 0xb5]].concat();
+    frame.extend(text.as_bytes());
+    frame.resize(60, 0);
+    frame
+}
+
+fn nothing_sent_into_the_bridge_reaches_a_container() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let (one, two) = (
+        attach(&lab, 0, Mode::Inline)?,
+        attach(&lab, 1, Mode::Inline)?,
+    );
+    let (web, client) = (&lab.containers[0], &lab.containers[1]);
+    let listeners = [
+        Wire::open(&web.netns, "eth0")?,
+        Wire::open(&client.netns, "eth0")?,
+    ];
+    let source = [2, 0, 0, 0, 0, 9];
+    for interface in ["nv-br", &one.port, &two.port] {
+        let wire = Wire::open(&lab.host, interface)?;
+        for destination in [
+            [0xff; 6],
+            web.mac.octets(),
+            client.mac.octets(),
+            one.id.mac().octets(),
+        ] {
+            wire.send(&frame(destination, source, "from the host"))?;
+        }
+    }
+    let leaked =
+        |wire: &Wire, text: &str| wire.drain().iter().filter(|f| contains(f, text)).count();
+    same(
+        "leaked from the host",
+        listeners
+            .iter()
+            .map(|w| leaked(w, "from the host"))
+            .sum::<usize>(),
+        0,
+    )?;
+
+    // A broadcast of one container goes its own way over the lab's bridge, and no other: the second container sees it
+    // once coming in, and once as the copy of that on its way to the host.
+    let port = Wire::open(&lab.host, &two.port)?;
+    let bridge = Wire::open(&lab.host, "nv-br")?;
+    Wire::open(&web.netns, "eth0")?.send(&frame([0xff; 6], web.mac.octets(), "to all"))?;
+    same("seen by the other one", leaked(&listeners[1], "to all"), 2)?;
+    same("left through the other's port", leaked(&port, "to all"), 1)?;
+    same("on nv-br: once a side", leaked(&bridge, "to all"), 2)?;
+    for id in [one.id, two.id] {
+        detach(&lab, id)?;
+    }
+    Ok(())
+}
+
+fn contains(frame: &[u8], text: &str) -> bool {
+    frame
+        .windows(text.len())
+        .any(|window| window == text.as_bytes())
+}
+
+fn frames_are_marked_by_the_way_they_went() -> Result<(), Failed> {
+    for mode in MODES {
+        let lab = Lab::new(&["web", "client"])?;
+        let attachment = attach(&lab, 0, mode)?;
+        let (web, client) = (&lab.containers[0], &lab.containers[1]);
+        let bridge = Wire::open(&lab.host, "nv-br")?;
+        let mark = attachment.id.mac().octets();
+        let (own, other, forged) = (web.mac.octets(), client.mac.octets(), [2, 9, 9, 9, 9, 9]);
+        let inside = Wire::open(&web.netns, "eth0")?;
+        let outside = Wire::open(&client.netns, "eth0")?;
+        for (wire, sent, seen) in [
+            (&inside, frame(other, own, "leaves"), (other, mark)),
+            (
+                &inside,
+                frame([0xff; 6], own, "leaves to all"),
+                ([0xff; 6], mark),
+            ),
+            (
+                &inside,
+                frame(other, forged, "leaves with a forged source"),
+                (other, mark),
+            ),
+            (
+                &inside,
+                frame([0xff; 6], forged, "leaves forged to all"),
+                ([0xff; 6], mark),
+            ),
+            (&outside, frame(own, other, "enters"), (mark, other)),
+            (
+                &outside,
+                frame([0xff; 6], other, "enters to all"),
+                (mark, other),
+            ),
+            (
+                &outside,
+                frame([2, 8, 8, 8, 8, 8], other, "enters for somebody else"),
+                (mark, other),
+            ),
+        ] {
+            bridge.drain();
+            wire.send(&sent)?;
+            let text = String::from_utf8_lossy(&sent[14..])
+                .trim_end_matches('\0')
+                .to_owned();
+            let marked = bridge
+                .drain()
+                .into_iter()
+                .filter(|f| contains(f, &text))
+                .collect::<Vec<_>>();
+            let addresses = marked
+                .iter()
+                .map(|f| (f[..6].to_vec(), f[6..12].to_vec()))
+                .collect::<Vec<_>>();
+            same(
+                &format!("{mode}, {text}"),
+                addresses,
+                vec![(seen.0.to_vec(), seen.1.to_vec())],
+            )?;
+            // The frame itself arrives as it was sent.
+            let arrived = if std::ptr::eq(wire, &inside) {
+                outside.drain()
+            } else {
+                inside.drain()
+            };
+            let arrived = arrived.iter().any(|f| f[..] == sent[..]);
+            ensure(
+                arrived,
+                format!("{mode}, {text}: did not arrive as it was sent"),
+            )?;
+        }
+        detach(&lab, attachment.id)?;
+    }
+    Ok(())
+}
+
+fn inline_is_refused_where_it_would_cut_connections() -> Result<(), Failed> {
+    for (make, why) in [
+        (
+            "ip link add link eth0 name above type macvlan",
+            "`above` stands on it",
+        ),
+        (
+            "ip link add br0 type bridge && ip link set eth0 master br0",
+            "a port of `br0`",
+        ),
+    ] {
+        let lab = Lab::new(&["web"])?;
+        sh_in(&lab.containers[0].netns, make)?;
+        let before = pictures(&lab)?;
+        match plan(&lab, 0, Mode::Inline).interface("eth0").check() {
+            Err(error @ Error::Unsafe { .. }) => {
+                ensure(error.to_string().contains(why), error.to_string())?;
+                ensure(
+                    error.remedy().is_some_and(|r| r.contains("mirror")),
+                    "no remedy",
+                )?;
+            }
+            other => return Err(format!("{other:?}").into()),
+        }
+        untouched(&lab, &before)?;
+        // What is refused inline works in mirror mode.
+        let attached = plan(&lab, 0, Mode::Mirror)
+            .interface("eth0")
+            .check()?
+            .attach()?;
+        detach(&lab, attached[0].id)?;
+        untouched(&lab, &before)?;
+    }
+    let lab = Lab::new(&["web"])?;
+    sh_in(
+        &lab.containers[0].netns,
+        "ip link add link eth0 name mac0 type macvlan && ip link set mac0 up",
+    )?;
+    match plan(&lab, 0, Mode::Inline).interface("mac0").check() {
+        Err(Error::Unsafe { why, .. }) if why.contains("macvlan") => Ok(()),
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
+fn what_changed_while_attached_stays() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let inside = &lab.containers[0].netns;
+    let change = "set -e
+        ip addr add 10.78.5.5/24 dev eth0
+        ip route add 203.0.113.0/24 via 10.78.0.1
+        ip route del default via 10.78.0.1
+        ip link set eth0 mtu 1400
+        echo 7 > /proc/sys/net/ipv4/neigh/eth0/gc_stale_time";
+    let attachment = attach(&lab, 0, Mode::Inline)?;
+    sh_in(inside, change)?;
+    traffic(&lab)?;
+    detach(&lab, attachment.id)?;
+    let after = pictures(&lab)?;
+    let other = Lab::new(&["web", "client"])?;
+    sh_in(&other.containers[0].netns, change)?;
+    untouched(&other, &after)
+}
+
+fn several_interfaces_are_attached_together() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let target = &lab.containers[0].netns;
+    let pid_path = format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        target.as_fd().as_raw_fd()
+    );
+    sh_in(
+        &lab.host,
+        &format!(
+            "set -e
+             ip link add second type veth peer name eth1
+             echo 0 > /proc/sys/net/ipv6/conf/second/accept_dad
+             ip link set second up
+             ip link set eth1 netns {pid_path}"
+        ),
+    )?;
+    sh_in(
+        target,
+        "echo 0 > /proc/sys/net/ipv6/conf/eth1/accept_dad && ip link set eth1 up && ip addr add 10.79.0.2/24 dev eth1",
+    )?;
+    let before = pictures(&lab)?;
+    for mode in MODES {
+        let attached = plan(&lab, 0, mode).check()?.attach()?;
+        let names: Vec<_> = attached.iter().map(|a| &a.interface[..]).collect();
+        same("interfaces", names, vec!["eth0", "eth1"])?;
+        traffic(&lab)?;
+        for attachment in attached {
+            detach(&lab, attachment.id)?;
+        }
+        untouched(&lab, &before)?;
+
+        // When the second one fails, the first is taken back too.
+        let steps = plan(&lab, 0, mode).check()?.steps().len();
+        let fails = |number, _: &nvnet::Step| {
+            if number == steps - 1 {
+                Err(Error::NotAttached { id: id(1) })
+            } else {
+                Ok(())
+            }
+        };
+        ensure(
+            plan(&lab, 0, mode).check()?.attach_observed(fails).is_err(),
+            "did not fail",
+        )?;
+        untouched(&lab, &before)?;
+    }
+    Ok(())
+}
+
+fn processes_wait_for_each_other() -> Result<(), Failed> {
+    let lab = Lab::new(&["a", "b", "c", "d"])?;
+    let before = pictures(&lab)?;
+    std::thread::scope(|scope| -> Result<(), Failed> {
+        let lab = &lab;
+        let threads: Vec<_> = (0..4)
+            .map(|container| {
+                scope.spawn(move || -> Result<(), Failed> {
+                    for mode in MODES {
+                        let attachment = attach(lab, container, mode)?;
+                        detach(lab, attachment.id)?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("no panic"))
+    })?;
+    untouched(&lab, &before)
+}
+
+fn a_missing_privilege_is_told() -> Result<(), Failed> {
+    let output = Command::new(std::env::current_exe()?)
+        .env(CHILD, "unprivileged")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure(
+        output.status.success() && said.contains("run it as root"),
+        format!("{output:?}"),
+    )
+}
