@@ -6,6 +6,8 @@ mod bpf;
 #[cfg(feature = "ring")]
 mod config;
 mod error;
+#[cfg(feature = "file")]
+mod file;
 mod frame;
 #[cfg(feature = "ring")]
 mod ring;
@@ -27,6 +29,8 @@ pub use ring::{Block, Frames, Ring};
 pub use socket::Interface;
 
 pub use error::Error;
+#[cfg(feature = "file")]
+pub use file::{CaptureFile, FileBlock, FileFrames, FileInterface};
 pub use frame::{Frame, FrameMeta, LinkType, PacketType, Timestamp, VlanTag};
 pub use source::{FrameBlock, FrameSource, Next};
 pub use stats::SourceStats;

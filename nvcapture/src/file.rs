@@ -1,0 +1,897 @@
+//! pcap and pcapng files, read into one buffer out of which frames are lent.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::{
+    Error, Frame, FrameBlock, FrameMeta, FrameSource, LinkType, Next, PacketType, SourceStats,
+    Timestamp,
+};
+
+/// The longest record that is read; a length above it is taken for damage.
+///
+/// libpcap's own limit is 262,144 octets for all link types of networks; a BIG TCP super-frame has up to 524,288.
+const MAX_RECORD: usize = 16 << 20;
+/// Octets asked of read(2) at a time.
+const CHUNK: usize = 256 << 10;
+/// Interfaces that one file may describe.
+const MAX_INTERFACES: usize = 65_536;
+/// Octets of an interface's name or description that are kept.
+const MAX_NAME: usize = 255;
+
+const NG_SECTION: u32 = 0x0a0d_0d0a;
+const NG_BYTE_ORDER: u32 = 0x1a2b_3c4d;
+const NG_INTERFACE: u32 = 1;
+const NG_PACKET: u32 = 2;
+const NG_SIMPLE_PACKET: u32 = 3;
+const NG_STATISTICS: u32 = 5;
+const NG_ENHANCED_PACKET: u32 = 6;
+
+/// Frames of a pcap or pcapng capture: a file, a pipe, any [`Read`].
+///
+/// pcap with micro- and nanoseconds, also with the longer record heads of modified libpcaps; pcapng with any number of
+/// sections, interfaces and clock resolutions; both in both byte orders. Nothing is trusted: memory stays bounded (one
+/// buffer, which holds the longest record: 16 MiB at most) whatever the file claims.
+///
+/// A damaged or cut file is read up to the damage: the frames before it are handed out, then comes
+/// [`Error::Damaged`], once, and after that [`Next::End`].
+///
+/// ```no_run
+/// use nvcapture::{CaptureFile, FrameSource, Next};
+///
+/// let mut capture = CaptureFile::open("web.pcapng")?;
+/// while let Next::Block(block) = capture.next_block(None)? {
+///     for frame in block.frames() {
+///         println!("{} octets at {:?}", frame.wire_len(), frame.timestamp());
+///     }
+/// }
+/// # Ok::<(), nvcapture::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct CaptureFile<R = File> {
+    input: R,
+    path: String,
+    buffer: Vec<u8>,
+    /// Octets of `buffer` that were read.
+    filled: usize,
+    /// Offset in the file of `buffer[0]`.
+    base: u64,
+    at_end: bool,
+    finished: bool,
+    format: Format,
+    tally: Tally,
+}
+
+/// What a capture file tells of an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileInterface {
+    /// `if_name`, cut to 255 octets.
+    pub name: Option<String>,
+    /// `if_description`, cut to 255 octets.
+    pub description: Option<String>,
+    /// Octets that were kept of a frame at most; 0 when there was no limit.
+    pub snaplen: u32,
+    /// Frames that the capturing program said it lost (`isb_ifdrop` and `isb_osdrop` of the latest statistics).
+    pub dropped: u64,
+}
+
+#[derive(Debug)]
+enum Format {
+    Unknown,
+    Pcap(Pcap),
+    PcapNg(PcapNg),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pcap {
+    big_endian: bool,
+    /// Nanoseconds of one unit of the second time word.
+    unit: u64,
+    head_len: usize,
+    lengths_swapped: Swapped,
+    link_type: LinkType,
+    fcs_len: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Swapped {
+    No,
+    Maybe,
+    Yes,
+}
+
+#[derive(Debug, Default)]
+struct PcapNg {
+    in_section: bool,
+    big_endian: bool,
+    /// Number in the file of the section's first interface.
+    section: usize,
+    clocks: Vec<Clock>,
+    interfaces: Vec<FileInterface>,
+}
+
+/// What it takes to read a frame of one interface.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    link_type: LinkType,
+    snaplen: u32,
+    fcs_len: u32,
+    scale: Scale,
+    /// Nanoseconds to add.
+    offset: i128,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Scale {
+    Times(u64),
+    Over(u64),
+    /// Binary fractions of a second.
+    Shift(u32),
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    /// Offset in the buffer of the first record that was not handed out.
+    at: usize,
+    frames: u64,
+    wire_octets: u64,
+    truncated: u64,
+}
+
+/// What lies at some place of the buffer.
+enum Record<'f> {
+    Frame(Frame<'f>, usize),
+    /// Nothing for us, of this many octets; more than the buffer has, perhaps.
+    Skip(u64),
+    /// A block of this many octets that changes how the next ones are read.
+    Control(usize),
+    /// Not all here: this many octets are needed.
+    Need(usize),
+    Damaged(&'static str),
+}
+
+impl CaptureFile<File> {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the file. What is in it shows at the first block.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let shown = path.display().to_string();
+        match File::open(path) {
+            Ok(input) => Ok(Self::with_path(input, shown)),
+            Err(source) => Err(Error::Io {
+                op: "open",
+                path: shown,
+                source,
+            }),
+        }
+    }
+}
+
+impl<R: Read> CaptureFile<R> {
+    /// Reads a capture from a pipe, standard input, or anything else; no buffer is needed in between.
+    pub fn new(input: R) -> Self {
+        Self::with_path(input, "the capture".to_owned())
+    }
+
+    fn with_path(input: R, path: String) -> Self {
+        Self {
+            input,
+            path,
+            buffer: Vec::new(),
+            filled: 0,
+            base: 0,
+            at_end: false,
+            finished: false,
+            format: Format::Unknown,
+            tally: Tally::default(),
+        }
+    }
+
+    /// The interfaces the file has described so far, by their number in the file (several sections go on counting); none for pcap.
+    pub fn interfaces(&self) -> &[FileInterface] {
+        match &self.format {
+            Format::PcapNg(format) => &format.interfaces,
+            Format::Pcap(_) | Format::Unknown => &[],
+        }
+    }
+
+    /// Octets of the file that were handed out or passed over.
+    pub fn position(&self) -> u64 {
+        self.base + self.tally.at as u64
+    }
+
+    /// The next run of frames.
+    ///
+    /// # Errors
+    /// [`Error::NotACapture`], [`Error::Damaged`], [`Error::Io`]; each once, then there is no more.
+    pub fn next_block(&mut self) -> Result<Next<FileBlock<'_>>, Error> {
+        if self.finished {
+            return Ok(Next::End);
+        }
+        match self.advance() {
+            Ok(true) => Ok(Next::Block(FileBlock {
+                octets: &self.buffer[..self.filled],
+                format: &self.format,
+                start: self.tally.at,
+                furthest: Cell::new(Walk::at(self.tally.at)),
+                tally: &mut self.tally,
+            })),
+            Ok(false) => {
+                self.finished = true;
+                Ok(Next::End)
+            }
+            Err(error) => {
+                self.finished = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes to the next frame; `false` when there is none.
+    fn advance(&mut self) -> Result<bool, Error> {
+        if matches!(self.format, Format::Unknown) && !self.recognise()? {
+            return Ok(false);
+        }
+        loop {
+            let octets = &self.buffer[self.tally.at..self.filled];
+            match self.format.record(octets) {
+                Record::Frame(..) => return Ok(true),
+                Record::Skip(length) => self.skip(length)?,
+                Record::Control(length) => {
+                    let Format::PcapNg(format) = &mut self.format else {
+                        return Ok(false);
+                    };
+                    if let Err(what) = format.control(&octets[..length]) {
+                        return Err(self.damaged(what));
+                    }
+                    self.tally.at += length;
+                }
+                Record::Need(length) => {
+                    let empty = octets.is_empty();
+                    if !self.fill(length)? {
+                        return if empty {
+                            Ok(false)
+                        } else {
+                            Err(self.damaged("it ends in the middle of a record"))
+                        };
+                    }
+                }
+                Record::Damaged(what) => return Err(self.damaged(what)),
+            }
+        }
+    }
+
+    fn damaged(&self, what: &'static str) -> Error {
+        Error::Damaged {
+            offset: self.position(),
+            what,
+        }
+    }
+
+    /// Reads until `length` octets are there from the current place on; `false` when the file ends before.
+    fn fill(&mut self, length: usize) -> Result<bool, Error> {
+        self.buffer.copy_within(self.tally.at..self.filled, 0);
+        self.base += self.tally.at as u64;
+        self.filled -= self.tally.at;
+        self.tally.at = 0;
+        while self.filled < length && !self.at_end {
+            // Grows with what has come, not with what a length claims.
+            let room = (self.filled + CHUNK).min(MAX_RECORD + 2 * CHUNK);
+            if self.buffer.len() < room {
+                self.buffer.resize(room, 0);
+            }
+            match self.input.read(&mut self.buffer[self.filled..]) {
+                Ok(0) => self.at_end = true,
+                // Not more than it was given room for, whatever it says.
+                Ok(read) => self.filled = (self.filled + read).min(self.buffer.len()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    return Err(Error::Io {
+                        op: "read",
+                        path: self.path.clone(),
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(self.filled >= length)
+    }
+
+    /// Passes over `length` octets without keeping them.
+    fn skip(&mut self, mut length: u64) -> Result<(), Error> {
+        loop {
+            let here = length.min((self.filled - self.tally.at) as u64);
+            self.tally.at += here as usize;
+            length -= here;
+            if length == 0 {
+                return Ok(());
+            }
+            if !self.fill(1)? {
+                return Err(self.damaged("it ends in the middle of a block"));
+            }
+        }
+    }
+
+    /// Reads the first octets; `false` when there are none at all.
+    fn recognise(&mut self) -> Result<bool, Error> {
+        let enough = self.fill(4)?;
+        let octets = &self.buffer[..self.filled];
+        let Some(&magic) = octets.first_chunk::<4>().filter(|_| enough) else {
+            let what = if octets.is_empty() {
+                "it is empty"
+            } else {
+                "it is shorter than any capture"
+            };
+            return Err(Error::NotACapture { what });
+        };
+        if u32::from_be_bytes(magic) == NG_SECTION {
+            self.format = Format::PcapNg(PcapNg::default());
+            return Ok(true);
+        }
+        let big_endian = matches!(magic, [0xa1, ..]);
+        let number = if big_endian {
+            u32::from_be_bytes(magic)
+        } else {
+            u32::from_le_bytes(magic)
+        };
+        let (unit, head_len) = match number {
+            0xa1b2_c3d4 => (1_000, 16),
+            0xa1b2_3c4d => (1, 16),
+            0xa1b2_cd34 => (1_000, 24),
+            _ => {
+                let what = match magic {
+                    [0x1f, 0x8b, ..] => "it is compressed by gzip (try: gzip -dc FILE | ... -)",
+                    [0x28, 0xb5, 0x2f, 0xfd] => {
+                        "it is compressed by zstd (try: zstd -dc FILE | ... -)"
+                    }
+                    [0xfd, b'7', b'z', b'X'] => "it is compressed by xz (try: xz -dc FILE | ... -)",
+                    [b'B', b'Z', b'h', _] => {
+                        "it is compressed by bzip2 (try: bzip2 -dc FILE | ... -)"
+                    }
+                    [0x04, 0x22, 0x4d, 0x18] => {
+                        "it is compressed by lz4 (try: lz4 -dc FILE | ... -)"
+                    }
+                    [b's', b'n', b'o', b'o'] => {
+                        "it is a snoop capture (try: editcap -F pcapng FILE OUT)"
+                    }
+                    _ => "it is neither pcap nor pcapng",
+                };
+                return Err(Error::NotACapture { what });
+            }
+        };
+        if !self.fill(24)? {
+            return Err(self.damaged("it ends in the middle of the file header"));
+        }
+        let Some(head) = self.buffer[..self.filled].first_chunk::<24>() else {
+            return Ok(false);
+        };
+        let order = Order(big_endian);
+        let (major, minor) = (order.u16(head, 4), order.u16(head, 6));
+        if major != 2 {
+            return Err(Error::NotACapture {
+                what: "it is pcap of a version other than 2",
+            });
+        }
+        let network = order.u32(head, 20);
+        let fcs_len = if network & 0x0400_0000 != 0 {
+            (network >> 28) * 2
+        } else {
+            0
+        };
+        self.format = Format::Pcap(Pcap {
+            big_endian,
+            unit,
+            head_len,
+            lengths_swapped: match minor {
+                0..3 => Swapped::Yes,
+                3 => Swapped::Maybe,
+                _ => Swapped::No,
+            },
+            link_type: LinkType(network as u16),
+            fcs_len,
+        });
+        self.tally.at = 24;
+        Ok(true)
+    }
+}
+
+impl<R: Read> FrameSource for CaptureFile<R> {
+    type Block<'s>
+        = FileBlock<'s>
+    where
+        R: 's;
+
+    fn next_block(&mut self, _: Option<Duration>) -> Result<Next<FileBlock<'_>>, Error> {
+        CaptureFile::next_block(self)
+    }
+
+    /// `dropped` is what the capturing program wrote into the file.
+    fn stats(&mut self) -> Result<SourceStats, Error> {
+        Ok(SourceStats {
+            frames: self.tally.frames,
+            wire_octets: self.tally.wire_octets,
+            truncated: self.tally.truncated,
+            dropped: self
+                .interfaces()
+                .iter()
+                .fold(0, |sum, interface| sum.saturating_add(interface.dropped)),
+            freezes: 0,
+        })
+    }
+}
+
+/// Reads integers in the file's byte order; zero beyond the end, which callers have excluded.
+#[derive(Clone, Copy)]
+struct Order(bool);
+
+impl Order {
+    #[inline]
+    fn u32(self, octets: &[u8], at: usize) -> u32 {
+        match octets.get(at..).and_then(|octets| octets.first_chunk()) {
+            Some(word) if self.0 => u32::from_be_bytes(*word),
+            Some(word) => u32::from_le_bytes(*word),
+            None => 0,
+        }
+    }
+
+    #[inline]
+    fn u16(self, octets: &[u8], at: usize) -> u16 {
+        match octets.get(at..).and_then(|octets| octets.first_chunk()) {
+            Some(word) if self.0 => u16::from_be_bytes(*word),
+            Some(word) => u16::from_le_bytes(*word),
+            None => 0,
+        }
+    }
+
+    /// 64 bits as pcapng's time stamps have them: the upper half first in either byte order.
+    #[inline]
+    fn halves(self, octets: &[u8], at: usize) -> u64 {
+        u64::from(self.u32(octets, at)) << 32 | u64::from(self.u32(octets, at + 4))
+    }
+
+    /// 64 bits in the file's byte order.
+    fn u64(self, octets: &[u8]) -> Option<u64> {
+        let word = octets.first_chunk()?;
+        Some(if self.0 {
+            u64::from_be_bytes(*word)
+        } else {
+            u64::from_le_bytes(*word)
+        })
+    }
+
+    /// The options in `octets`, up to where they end or make no sense.
+    fn options(self, mut octets: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+        std::iter::from_fn(move || {
+            if octets.len() < 4 {
+                return None;
+            }
+            let (code, length) = (self.u16(octets, 0), usize::from(self.u16(octets, 2)));
+            if code == 0 {
+                return None;
+            }
+            let value = octets.get(4..4 + length)?;
+            octets = octets
+                .get(4 + length.next_multiple_of(4)..)
+                .unwrap_or_default();
+            Some((code, value))
+        })
+    }
+}
+
+impl Format {
+    #[inline]
+    fn record<'f>(&self, octets: &'f [u8]) -> Record<'f> {
+        match self {
+            Self::Pcap(format) => format.record(octets),
+            Self::PcapNg(format) => format.record(octets),
+            Self::Unknown => Record::Need(usize::MAX),
+        }
+    }
+}
+
+/// A frame without its FCS, if the file has that in the octets.
+#[inline]
+fn frame<'f>(octets: &'f [u8], wire_len: u32, fcs_len: u32, mut meta: FrameMeta) -> Frame<'f> {
+    // Some writers leave the length on the wire out; it is never less than what was kept.
+    let with_fcs = wire_len.max(octets.len() as u32);
+    meta.wire_len = with_fcs.saturating_sub(fcs_len);
+    let kept = octets.len().min(meta.wire_len as usize);
+    Frame::new(&octets[..kept], meta)
+}
+
+impl Pcap {
+    #[inline]
+    fn record<'f>(&self, octets: &'f [u8]) -> Record<'f> {
+        let Some((head, behind)) = octets.split_at_checked(self.head_len) else {
+            return Record::Need(self.head_len);
+        };
+        let order = Order(self.big_endian);
+        let (mut kept, mut wire_len) = (order.u32(head, 8), order.u32(head, 12));
+        if self.lengths_swapped != Swapped::No
+            && (self.lengths_swapped == Swapped::Yes || kept > wire_len)
+        {
+            (kept, wire_len) = (wire_len, kept);
+        }
+        let kept = kept as usize;
+        let Some(octets) = behind.get(..kept) else {
+            return if kept > MAX_RECORD {
+                Record::Damaged("a frame of more than 16 MiB")
+            } else {
+                Record::Need(self.head_len + kept)
+            };
+        };
+        let nanos = u64::from(order.u32(head, 0)) * 1_000_000_000
+            + u64::from(order.u32(head, 4)) * self.unit;
+        let mut meta = FrameMeta::ethernet(Timestamp::from_nanos(nanos), wire_len);
+        meta.link_type = self.link_type;
+        Record::Frame(
+            frame(octets, wire_len, self.fcs_len, meta),
+            self.head_len + kept,
+        )
+    }
+}
+
+impl PcapNg {
+    #[inline]
+    fn record<'f>(&self, octets: &'f [u8]) -> Record<'f> {
+        let Some(head) = octets.first_chunk::<12>() else {
+            return Record::Need(12);
+        };
+        if u32::from_be_bytes([head[0], head[1], head[2], head[3]]) == NG_SECTION {
+            // The only block that tells its byte order.
+            let big_endian = match u32::from_be_bytes([head[8], head[9], head[10], head[11]]) {
+                NG_BYTE_ORDER => true,
+                order if order.swap_bytes() == NG_BYTE_ORDER => false,
+                _ => return Record::Damaged("a section header without a byte-order mark"),
+            };
+            return match Order(big_endian).u32(head, 4) {
+                ..28 => Record::Damaged("a section header too short"),
+                length if length as usize > MAX_RECORD => {
+                    Record::Damaged("a section header of more than 16 MiB")
+                }
+                length => self.whole(octets, length, Order(big_endian), Record::Control),
+            };
+        }
+        if !self.in_section {
+            return Record::Damaged("no section header");
+        }
+        let order = Order(self.big_endian);
+        let (kind, length) = (order.u32(head, 0), order.u32(head, 4));
+        if length < 12 {
+            return Record::Damaged("a block shorter than a block can be");
+        }
+        match kind {
+            NG_INTERFACE | NG_STATISTICS | NG_PACKET | NG_SIMPLE_PACKET | NG_ENHANCED_PACKET => {}
+            // Not kept, so it may be as long as it likes.
+            _ => return Record::Skip(u64::from(length).next_multiple_of(4)),
+        }
+        if length as usize > MAX_RECORD {
+            return Record::Damaged("a block of more than 16 MiB");
+        }
+        match kind {
+            NG_INTERFACE | NG_STATISTICS => self.whole(octets, length, order, Record::Control),
+            _ => self.whole(octets, length, order, |length| {
+                // Whole, so these are there.
+                let body = octets.get(8..length - 4).unwrap_or_default();
+                match self.packet(kind, body, order) {
+                    Ok(frame) => Record::Frame(frame, length),
+                    Err(what) => Record::Damaged(what),
+                }
+            }),
+        }
+    }
+
+    /// Goes on with a block's length, padding included, when all of it is there and both its lengths agree.
+    #[inline]
+    fn whole<'f>(
+        &self,
+        octets: &[u8],
+        length: u32,
+        order: Order,
+        then: impl FnOnce(usize) -> Record<'f>,
+    ) -> Record<'f> {
+        // Some writers forget to count the padding.
+        let padded = (length as usize).next_multiple_of(4);
+        if octets.len() < padded {
+            return Record::Need(padded);
+        }
+        if order.u32(octets, padded - 4) != length {
+            return Record::Damaged("a block whose two lengths differ");
+        }
+        then(padded)
+    }
+
+    #[inline]
+    fn packet<'f>(
+        &self,
+        kind: u32,
+        body: &'f [u8],
+        order: Order,
+    ) -> Result<Frame<'f>, &'static str> {
+        const SHORT: &str = "a packet block too short for its fields";
+        const UNKNOWN: &str = "a packet of an interface that was not described";
+        let (number, fixed) = match kind {
+            NG_ENHANCED_PACKET => (order.u32(body, 0), 20),
+            NG_PACKET => (u32::from(order.u16(body, 0)), 20),
+            _ => (0, 4),
+        };
+        let Some((head, behind)) = body.split_at_checked(fixed) else {
+            return Err(SHORT);
+        };
+        let interface = (self.section).saturating_add(number as usize);
+        let Some(clock) = self.clocks.get(interface) else {
+            return Err(UNKNOWN);
+        };
+        if kind == NG_SIMPLE_PACKET {
+            let wire_len = order.u32(head, 0);
+            let limit = match clock.snaplen {
+                0 => u32::MAX,
+                limit => limit,
+            };
+            let Some(octets) = behind.get(..wire_len.min(limit) as usize) else {
+                return Err(SHORT);
+            };
+            // This kind of block has no time.
+            let mut meta = FrameMeta::ethernet(Timestamp::ZERO, wire_len);
+            meta.link_type = clock.link_type;
+            meta.interface = interface as u32;
+            return Ok(frame(octets, wire_len, clock.fcs_len, meta));
+        }
+        let (kept, wire_len) = (order.u32(head, 12) as usize, order.u32(head, 16));
+        let Some(octets) = behind.get(..kept) else {
+            return Err(SHORT);
+        };
+        let mut meta = FrameMeta::ethernet(clock.read(order.halves(head, 4)), wire_len);
+        meta.link_type = clock.link_type;
+        meta.interface = interface as u32;
+        let options = behind.get(kept.next_multiple_of(4)..).unwrap_or_default();
+        if !options.is_empty() {
+            meta.packet_type = order
+                .options(options)
+                .find(|(code, value)| *code == 2 && value.len() == 4)
+                .and_then(|(_, flags)| packet_type(order.u32(flags, 0)));
+        }
+        Ok(frame(octets, wire_len, clock.fcs_len, meta))
+    }
+
+    /// Takes in a section header, an interface or its statistics.
+    fn control(&mut self, block: &[u8]) -> Result<(), &'static str> {
+        if block.first_chunk() == Some(&NG_SECTION.to_be_bytes()) {
+            let big_endian = block.get(8..12) == Some(&NG_BYTE_ORDER.to_be_bytes());
+            if Order(big_endian).u16(block, 12) != 1 {
+                return Err("a section of a version other than 1");
+            }
+            self.in_section = true;
+            self.big_endian = big_endian;
+            self.section = self.interfaces.len();
+            return Ok(());
+        }
+        let order = Order(self.big_endian);
+        let kind = order.u32(block, 0);
+        let body = block
+            .get(8..block.len().saturating_sub(4))
+            .unwrap_or_default();
+        if kind == NG_STATISTICS {
+            let Some(options) = body.get(12..) else {
+                return Err("interface statistics too short");
+            };
+            let number = self.section.saturating_add(order.u32(body, 0) as usize);
+            let Some(interface) = self.interfaces.get_mut(number) else {
+                return Err("statistics of an interface that was not described");
+            };
+            interface.dropped = order
+                .options(options)
+                .filter(|(code, _)| matches!(code, 5 | 7))
+                .filter_map(|(_, value)| order.u64(value))
+                .fold(0, u64::saturating_add);
+            return Ok(());
+        }
+        let Some(options) = body.get(8..) else {
+            return Err("an interface description too short");
+        };
+        if self.interfaces.len() == MAX_INTERFACES {
+            return Err("more than 65,536 interfaces");
+        }
+        let mut clock = Clock {
+            link_type: LinkType(order.u16(body, 0)),
+            snaplen: order.u32(body, 4),
+            fcs_len: 0,
+            scale: Scale::Times(1_000),
+            offset: 0,
+        };
+        let mut interface = FileInterface {
+            snaplen: clock.snaplen,
+            ..FileInterface::default()
+        };
+        for (code, value) in order.options(options) {
+            match (code, value) {
+                (2, _) => interface.name = Some(text(value)),
+                (3, _) => interface.description = Some(text(value)),
+                (9, [resolution, ..]) => clock.scale = Scale::of(*resolution),
+                // Told in bits by the specification, in octets by some writers.
+                (13, [length, ..]) => {
+                    clock.fcs_len = u32::from(if *length >= 8 { *length / 8 } else { *length });
+                }
+                (14, _) => {
+                    if let Some(seconds) = order.u64(value) {
+                        clock.offset = i128::from(seconds.cast_signed()) * 1_000_000_000;
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.clocks.push(clock);
+        self.interfaces.push(interface);
+        Ok(())
+    }
+}
+
+/// Text of an option, cut and made valid.
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(&value[..value.len().min(MAX_NAME)]).into_owned()
+}
+
+/// `epb_flags`: direction in bits 0 and 1, reception type in bits 2 to 4.
+fn packet_type(flags: u32) -> Option<PacketType> {
+    match (flags & 3, flags >> 2 & 7) {
+        (2, _) => Some(PacketType::Outgoing),
+        (1, 1) => Some(PacketType::Host),
+        (1, 2) => Some(PacketType::Multicast),
+        (1, 3) => Some(PacketType::Broadcast),
+        (1, 4) => Some(PacketType::OtherHost),
+        _ => None,
+    }
+}
+
+impl Scale {
+    /// Of `if_tsresol`.
+    fn of(resolution: u8) -> Self {
+        let exponent = u32::from(resolution & 0x7f);
+        if resolution & 0x80 != 0 {
+            Self::Shift(exponent)
+        } else if exponent <= 9 {
+            Self::Times(10_u64.pow(9 - exponent))
+        } else {
+            // Finer than 64 bits can tell: always zero, as the quotient is.
+            Self::Over(10_u64.checked_pow(exponent - 9).unwrap_or(u64::MAX))
+        }
+    }
+}
+
+impl Clock {
+    #[inline]
+    fn read(&self, units: u64) -> Timestamp {
+        let nanos = match self.scale {
+            Scale::Times(factor) => units.saturating_mul(factor),
+            Scale::Over(divisor) => units / divisor,
+            Scale::Shift(bits) => {
+                // 64 bits times 10^9 is below 2^94.
+                u64::try_from((u128::from(units) * 1_000_000_000) >> bits).unwrap_or(u64::MAX)
+            }
+        };
+        if self.offset == 0 {
+            return Timestamp::from_nanos(nanos);
+        }
+        let moved = (i128::from(nanos) + self.offset).clamp(0, i128::from(u64::MAX));
+        Timestamp::from_nanos(u64::try_from(moved).unwrap_or(u64::MAX))
+    }
+}
+
+/// Where a walk through a run stands, and what it has seen.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    at: usize,
+    frames: u64,
+    wire_octets: u64,
+    truncated: u64,
+    ended: bool,
+}
+
+impl Walk {
+    const fn at(at: usize) -> Self {
+        Self {
+            at,
+            frames: 0,
+            wire_octets: 0,
+            truncated: 0,
+            ended: false,
+        }
+    }
+}
+
+/// A run of frames in a [`CaptureFile`]'s buffer, up to where the buffer ends or the file describes something anew.
+#[derive(Debug)]
+pub struct FileBlock<'s> {
+    octets: &'s [u8],
+    format: &'s Format,
+    start: usize,
+    /// The furthest that any walk got: each frame is counted once, however often it is looked at.
+    furthest: Cell<Walk>,
+    tally: &'s mut Tally,
+}
+
+impl FileBlock<'_> {
+    /// The run's frames, in the file's order.
+    pub fn frames(&self) -> FileFrames<'_> {
+        FileFrames {
+            octets: self.octets,
+            format: self.format,
+            walk: Walk::at(self.start),
+            furthest: &self.furthest,
+        }
+    }
+}
+
+impl FrameBlock for FileBlock<'_> {
+    fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
+        FileBlock::frames(self)
+    }
+}
+
+impl Drop for FileBlock<'_> {
+    fn drop(&mut self) {
+        if !self.furthest.get().ended {
+            // The caller stopped early: the rest was handed out all the same.
+            let mut rest = self.frames();
+            rest.walk = self.furthest.get();
+            rest.by_ref().for_each(drop);
+        }
+        let walk = self.furthest.get();
+        self.tally.at = walk.at;
+        self.tally.frames += walk.frames;
+        self.tally.wire_octets += walk.wire_octets;
+        self.tally.truncated += walk.truncated;
+    }
+}
+
+/// The frames of a [`FileBlock`].
+#[derive(Debug)]
+pub struct FileFrames<'b> {
+    octets: &'b [u8],
+    format: &'b Format,
+    walk: Walk,
+    furthest: &'b Cell<Walk>,
+}
+
+impl<'b> Iterator for FileFrames<'b> {
+    type Item = Frame<'b>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Frame<'b>> {
+        while !self.walk.ended {
+            let octets = self.octets.get(self.walk.at..).unwrap_or_default();
+            match self.format.record(octets) {
+                Record::Frame(frame, length) => {
+                    let wire_len = frame.wire_len();
+                    self.walk.at += length;
+                    self.walk.frames += 1;
+                    self.walk.wire_octets += u64::from(wire_len);
+                    self.walk.truncated += u64::from(frame.octets().len() < wire_len as usize);
+                    return Some(frame);
+                }
+                Record::Skip(length) if length <= octets.len() as u64 => {
+                    self.walk.at += length as usize;
+                }
+                // For `CaptureFile::advance` to deal with.
+                Record::Skip(_) | Record::Control(_) | Record::Need(_) | Record::Damaged(_) => {
+                    self.walk.ended = true;
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Drop for FileFrames<'_> {
+    fn drop(&mut self) {
+        let furthest = self.furthest.get();
+        if self.walk.at > furthest.at || self.walk.ended && !furthest.ended {
+            self.furthest.set(self.walk);
+        }
+    }
+}
