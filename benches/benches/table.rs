@@ -183,7 +183,9 @@ fn index(criterion: &mut Criterion) {
                     }
                     for (found, &hash) in found.iter_mut().zip(batch) {
                         *found = ours.candidate(hash);
-                        let slot = &slots[*found as usize];
+                    }
+                    for &found in &found {
+                        let slot = &slots[found as usize];
                         loaded ^= slot.count as u32 ^ slot.other_line[8] as u32;
                     }
                     black_box(loaded);

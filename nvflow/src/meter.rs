@@ -258,11 +258,13 @@ impl Meter {
     /// Counts the frames of the batch to their connections.
     fn work_off<S: Sink>(&mut self, out: &mut Out<'_, S>) {
         let mut batch = std::mem::take(&mut self.batch);
-        let mut loaded = 0;
+        // One short loop for each load: the shorter, the more of them are under way at once.
         for step in &mut batch {
-            let (slot, word) = self.table.touch_entry(step.hash);
-            step.candidate = slot;
-            loaded ^= word;
+            step.candidate = self.table.candidate(step.hash);
+        }
+        let mut loaded = 0;
+        for step in &batch {
+            loaded ^= self.table.touch_entry(step.candidate);
         }
         for step in &batch {
             loaded ^= self.table.touch_more(step.candidate);

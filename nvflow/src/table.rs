@@ -147,24 +147,28 @@ impl Table {
         self.hasher.hash(key)
     }
 
-    /// First of three loads ahead of a lookup: the index.
+    /// First of four loads ahead of a lookup: the index.
     #[inline(always)]
     pub(crate) fn touch_index(&self, hash: u64) -> u32 {
         self.index.touch(hash)
     }
 
-    /// Second: the entry that it may be, whose slot it returns with what was loaded.
+    /// Second: the slot that it may be.
     #[inline(always)]
-    pub(crate) fn touch_entry(&self, hash: u64) -> (u32, u32) {
-        let slot = self.index.candidate(hash);
-        let Some(entry) = self.entries.items.get(slot as usize) else {
-            return (NONE, 0);
-        };
-        // One word of either cache line.
-        (slot, (entry.rest[0] as u32) ^ entry.sequence[0])
+    pub(crate) fn candidate(&self, hash: u64) -> u32 {
+        self.index.candidate(hash)
     }
 
-    /// Third: what that entry refers to.
+    /// Third: both cache lines of the entry.
+    #[inline(always)]
+    pub(crate) fn touch_entry(&self, slot: u32) -> u32 {
+        self.entries
+            .items
+            .get(slot as usize)
+            .map_or(0, |entry| (entry.rest[0] as u32) ^ entry.sequence[0])
+    }
+
+    /// Last: what that entry refers to.
     #[inline(always)]
     pub(crate) fn touch_more(&self, slot: u32) -> u32 {
         let Some(entry) = self.entries.items.get(slot as usize) else {

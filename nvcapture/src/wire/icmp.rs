@@ -16,10 +16,9 @@ impl Icmp {
     #[inline]
     pub fn read(octets: &[u8]) -> Option<Self> {
         let (&[icmp_type, code], _) = octets.split_first_chunk()?;
-        let identifier = match octets.first_chunk() {
-            Some(&[_, _, _, _, a, b]) => Some(u16::from_be_bytes([a, b])),
-            None => None,
-        };
+        let identifier = octets
+            .first_chunk()
+            .map(|&[_, _, _, _, a, b]| u16::from_be_bytes([a, b]));
         Some(Self {
             icmp_type,
             code,

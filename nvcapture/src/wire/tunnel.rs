@@ -13,7 +13,7 @@ pub enum TunnelKind {
     IpInIp,
     /// GRE (RFC 2784), also with ERSPAN or PPTP's PPP in it.
     Gre,
-    /// VXLAN (RFC 7348).
+    /// VXLAN (RFC 7348), also with its generic protocol extension.
     Vxlan,
     /// Geneve (RFC 8926).
     Geneve,
@@ -79,6 +79,7 @@ fn inside<'f>(outer: &Headers<'f>) -> Option<(TunnelKind, Option<u32>, Headers<'
         (protocol::GRE, Transport::Other) => gre(link, rest)?,
         (_, Transport::Udp(udp)) => match (udp.source_port(), udp.destination_port()) {
             (_, 4789) => vxlan(link, rest)?,
+            (_, 4790) => vxlan_gpe(link, rest)?,
             (_, 6081) => geneve(link, rest)?,
             (2152, _) | (_, 2152) => gtp_u(link, rest)?,
             (3544, _) | (_, 3544) => teredo(link, rest)?,
@@ -136,6 +137,27 @@ fn vxlan<'f>(link: Link<'f>, rest: Rest<'f>) -> Found<'f> {
         TunnelKind::Vxlan,
         Some(u32::from_be_bytes([0, a, b, c])),
         ethernet(link, rest.after(8)).ok()?,
+    ))
+}
+
+/// VXLAN with a field for what it carries (draft-ietf-nvo3-vxlan-gpe).
+fn vxlan_gpe<'f>(link: Link<'f>, rest: Rest<'f>) -> Found<'f> {
+    let &[flags, _, _, next, a, b, c, _] = rest.octets.first_chunk()?;
+    // Version 0, with a network identifier and a next protocol.
+    if flags & 0x3c != 0x0c {
+        return None;
+    }
+    let body = rest.after(8);
+    let headers = match next {
+        1 => ipv4(link, body).ok()?,
+        2 => ipv6(link, body).ok()?,
+        3 => ethernet(link, body).ok()?,
+        _ => return None,
+    };
+    Some((
+        TunnelKind::Vxlan,
+        Some(u32::from_be_bytes([0, a, b, c])),
+        headers,
     ))
 }
 
