@@ -1,0 +1,695 @@
+//! What becomes of connections, one situation at a time. Time is the frames' own: in milliseconds here.
+
+#[path = "support/frames.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod frames;
+
+use std::convert::Infallible;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use frames::{ACK, End, FIN, Made, RST, SYN, icmp, ip, tcp, tcp_window, udp, v4, v6};
+use nvcapture::Timestamp;
+use nvflow::{
+    FlowEndReason, FlowRecord, Meter, MeterConfig, Observation, TcpState, Value, Vantage, sink_fn,
+};
+
+fn observe(meter: &mut Meter, records: &mut Vec<FlowRecord>, frames: &[Made]) {
+    let Ok(_) = meter.observe(frames.iter().map(Made::frame), records);
+}
+
+/// All records of `frames`, the table emptied at the end.
+fn meter(config: MeterConfig, frames: &[Made]) -> Vec<FlowRecord> {
+    let mut meter = Meter::new(config).expect("memory");
+    let mut records = Vec::new();
+    observe(&mut meter, &mut records, frames);
+    let Ok(_) = meter.finish(&mut records);
+    balanced(&meter, &records);
+    assert_eq!(meter.stats().connections, 0);
+    records
+}
+
+fn balanced(meter: &Meter, records: &[FlowRecord]) {
+    let stats = meter.stats();
+    assert!(stats.is_balanced(), "{stats:?}");
+    assert_eq!(stats.records, records.len() as u64);
+    let mut packets: u64 = records
+        .iter()
+        .map(|record| record.forward.packets + record.reverse.packets)
+        .sum();
+    let _ = meter.open(|record| {
+        packets += record.forward.packets + record.reverse.packets;
+        ControlFlow::Continue(())
+    });
+    assert_eq!(packets, stats.metered, "every metered frame is in a record");
+}
+
+const CLIENT: u16 = 40_000;
+
+fn ends(port: u16) -> (End, End) {
+    (v4(9, port), v4(1, 80))
+}
+
+fn back((client, server): (End, End)) -> (End, End) {
+    (server, client)
+}
+
+/// A whole connection: handshake with 20 ms to the server and 2 ms to the client, a request of 100 octets, an answer of 1,000.
+fn http(at: u64, ends: (End, End), numbers: (u32, u32)) -> Vec<Made> {
+    let (c, s) = numbers;
+    vec![
+        tcp(at, ends, SYN, (c, 0), 0),
+        tcp(at + 20, back(ends), SYN | ACK, (s, c + 1), 0),
+        tcp(at + 22, ends, ACK, (c + 1, s + 1), 0),
+        tcp(at + 23, ends, ACK, (c + 1, s + 1), 100),
+        tcp(at + 43, back(ends), ACK, (s + 1, c + 101), 0),
+        tcp(at + 44, back(ends), ACK, (s + 1, c + 101), 1000),
+        tcp(at + 46, ends, ACK, (c + 101, s + 1001), 0),
+        tcp(at + 50, ends, FIN | ACK, (c + 101, s + 1001), 0),
+        tcp(at + 70, back(ends), FIN | ACK, (s + 1001, c + 102), 0),
+        tcp(at + 72, ends, ACK, (c + 102, s + 1002), 0),
+    ]
+}
+
+#[test]
+fn a_connection_is_one_record() {
+    let records = meter(MeterConfig::default(), &http(1_000, ends(CLIENT), (7, 9)));
+    let [record] = &records[..] else {
+        panic!("{records:#?}")
+    };
+    assert_eq!((record.source.address, record.source.port), v4(9, CLIENT));
+    assert_eq!(
+        (record.destination.address, record.destination.port),
+        v4(1, 80)
+    );
+    assert_eq!(record.flow_start, Timestamp::from_nanos(1_000_000_000));
+    assert_eq!(record.duration(), Duration::from_millis(72));
+    assert_eq!((record.forward.packets, record.reverse.packets), (6, 4));
+    assert_eq!(
+        (record.forward.payload_octets, record.reverse.payload_octets),
+        (100, 1000)
+    );
+    assert_eq!(
+        (record.forward.octets, record.reverse.octets),
+        (6 * 40 + 100, 4 * 40 + 1000)
+    );
+    assert_eq!(record.forward.layer2_octets, 6 * 54 + 100);
+    assert_eq!(record.forward.tcp_control_bits, u16::from(SYN | ACK | FIN));
+    assert_eq!(
+        (record.forward.minimum_ttl, record.forward.maximum_ttl),
+        (64, 64)
+    );
+    assert_eq!(
+        record.flow_end_reason,
+        Some(FlowEndReason::EndOfFlowDetected)
+    );
+    let tcp = record.tcp.expect("TCP");
+    assert_eq!(tcp.state, TcpState::TimeWait);
+    assert_eq!(tcp.server_handshake_rtt_micros, Some(20_000));
+    assert_eq!(tcp.client_handshake_rtt_micros, Some(2_000));
+    assert_eq!(tcp.forward.smoothed_rtt_micros, Some(20_000));
+    assert_eq!(tcp.reverse.smoothed_rtt_micros, Some(2_000));
+    assert_eq!(
+        tcp.forward.retransmitted_segments + tcp.reverse.retransmitted_segments,
+        0
+    );
+}
+
+#[test]
+fn fields_have_the_names_and_the_order_of_the_design() {
+    let records = meter(MeterConfig::default(), &http(1_000, ends(CLIENT), (7, 9)));
+    let mut names = Vec::new();
+    records[0].fields(|field, value| names.push((field.name(), value)));
+    let order: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
+    assert_eq!(
+        order.join(" "),
+        "flowStartMicroseconds flowEndMicroseconds sourceIPv4Address destinationIPv4Address sourceTransportPort \
+         destinationTransportPort protocolIdentifier packetDeltaCount reversePacketDeltaCount octetDeltaCount \
+         reverseOctetDeltaCount layer2OctetDeltaCount reverseLayer2OctetDeltaCount initiatorOctets responderOctets \
+         tcpControlBits reverseTcpControlBits flowEndReason tcpState handshakeRttMicroseconds smoothedRttMicroseconds \
+         reverseSmoothedRttMicroseconds retransmittedSegments reverseRetransmittedSegments outOfOrderSegments \
+         reverseOutOfOrderSegments zeroWindows reverseZeroWindows"
+    );
+    assert_eq!(names[0].1, Value::Unsigned(1_000_000));
+    assert_eq!(names[17].1, Value::Unsigned(3));
+    assert_eq!(names[18].1, Value::Text("TIME-WAIT"));
+    assert_eq!(
+        names[19].1,
+        Value::HandshakeRtt {
+            client: Some(2_000),
+            server: Some(20_000)
+        }
+    );
+}
+
+/// However the last four frames come, and whatever comes late, it stays one connection that has ended.
+#[test]
+fn a_hundred_connections_are_a_hundred_records_in_whatever_order_they_end() {
+    let mut expected = 0;
+    let mut all = Vec::new();
+    for order in 0..24_usize {
+        let ends = ends(CLIENT + order as u16);
+        let mut frames = http(1_000, ends, (order as u32 * 1000, 5));
+        // The order-th permutation of the last four.
+        let mut last = frames.split_off(6);
+        let (mut rest, mut shuffled) = (order, Vec::new());
+        for left in (1..=4).rev() {
+            shuffled.push(last.remove(rest % left));
+            rest /= left;
+        }
+        for (place, frame) in shuffled.iter_mut().enumerate() {
+            frame.nanos = (1_050 + place as u64) * 1_000_000;
+        }
+        frames.extend(shuffled);
+        let late = order as u32 * 1000;
+        frames.push(tcp(1_500, back(ends), FIN | ACK, (5 + 1001, late + 102), 0));
+        frames.push(tcp(1_501, ends, ACK, (late + 102, 5 + 1002), 0));
+        frames.push(tcp(3_000, ends, RST, (late + 102, 0), 0));
+        all.extend(frames);
+        expected += 1;
+    }
+    // Ends by RST, of either side.
+    for (port, from_server) in [(100, false), (101, true)] {
+        let ends = ends(CLIENT + port);
+        let mut frames = http(1_000, ends, (50, 60));
+        frames.truncate(7);
+        frames.push(match from_server {
+            false => tcp(1_100, ends, RST, (151, 0), 0),
+            true => tcp(1_100, back(ends), RST | ACK, (1061, 151), 0),
+        });
+        frames.push(tcp(1_101, back(ends), ACK, (1061, 151), 10));
+        all.extend(frames);
+        expected += 1;
+    }
+    all.sort_by_key(|made| made.nanos);
+    let records = meter(MeterConfig::default(), &all);
+    assert_eq!(records.len(), expected);
+    for record in &records {
+        assert_eq!(
+            record.flow_end_reason,
+            Some(FlowEndReason::EndOfFlowDetected),
+            "{record:#?}"
+        );
+        assert_eq!(record.source.address, v4(9, 0).0);
+    }
+}
+
+#[test]
+fn a_refused_connection_has_ended() {
+    let ends = ends(CLIENT);
+    let frames = [
+        tcp(0, ends, SYN, (5, 0), 0),
+        tcp(1, back(ends), RST | ACK, (0, 6), 0),
+    ];
+    let records = meter(MeterConfig::default(), &frames);
+    assert_eq!(
+        records[0].flow_end_reason,
+        Some(FlowEndReason::EndOfFlowDetected)
+    );
+    assert_eq!(records[0].tcp.expect("TCP").state, TcpState::Closed);
+}
+
+#[test]
+fn a_reset_from_nowhere_ends_nothing() {
+    let ends = ends(CLIENT);
+    let mut frames = http(0, ends, (50, 60));
+    frames.truncate(7);
+    frames.push(tcp(100, back(ends), RST, (1061 + (1 << 30) + 5, 0), 0));
+    let records = meter(MeterConfig::default(), &frames);
+    assert_eq!(records[0].flow_end_reason, Some(FlowEndReason::ForcedEnd));
+    assert_eq!(records[0].tcp.expect("TCP").state, TcpState::Established);
+}
+
+#[test]
+fn a_new_syn_after_the_end_begins_a_new_connection_at_once() {
+    let mut frames = http(1_000, ends(CLIENT), (7, 9));
+    frames.extend(http(1_100, ends(CLIENT), (500_000, 900_000)));
+    let records = meter(MeterConfig::default(), &frames);
+    assert_eq!(records.len(), 2);
+    for record in records {
+        assert_eq!((record.forward.packets, record.reverse.packets), (6, 4));
+        assert_eq!(
+            record.flow_end_reason,
+            Some(FlowEndReason::EndOfFlowDetected)
+        );
+    }
+}
+
+#[test]
+fn a_syn_sent_again_is_the_same_connection() {
+    let ends = ends(CLIENT);
+    let mut frames = vec![tcp(0, ends, SYN, (7, 0), 0)];
+    frames.extend(http(1_000, ends, (7, 9)));
+    // A copy of it that the network held back: its number is behind what the client has sent since.
+    frames.insert(6, tcp(1_044, ends, SYN, (7, 0), 0));
+    let records = meter(MeterConfig::default(), &frames);
+    assert_eq!(records.len(), 1);
+    assert_eq!(
+        records[0].tcp.expect("TCP").forward.retransmitted_segments,
+        2
+    );
+    assert_eq!(
+        records[0].tcp.expect("TCP").server_handshake_rtt_micros,
+        None,
+        "which SYN was answered is not known"
+    );
+}
+
+#[test]
+fn who_answers_a_syn_is_not_the_initiator() {
+    let ends = ends(CLIENT);
+    let frames = [
+        tcp(0, back(ends), SYN | ACK, (9, 8), 0),
+        tcp(1, ends, SYN, (7, 0), 0),
+        tcp(2, ends, ACK, (8, 10), 0),
+    ];
+    let records = meter(MeterConfig::default(), &frames);
+    assert_eq!(records.len(), 1);
+    assert_eq!(
+        (records[0].source.address, records[0].source.port),
+        v4(9, CLIENT)
+    );
+    assert_eq!(records[0].tcp.expect("TCP").state, TcpState::Established);
+}
+
+#[test]
+fn what_goes_wrong_in_tcp_is_counted() {
+    let ends = ends(CLIENT);
+    let (c, s) = (7_u32, 9_u32);
+    let mut frames = http(1_000, ends, (c, s));
+    frames.truncate(7);
+    let (c, s) = (c + 101, s + 1001);
+    let more = |at, offset| tcp(at, back(ends), ACK, (s + offset, c), 100);
+    frames.extend([
+        more(2_000, 0),
+        more(2_001, 200),                                 // a gap
+        more(2_002, 100),                                 // filled 1 ms later: overtaken
+        more(2_100, 400),                                 // a gap
+        tcp(2_101, ends, ACK, (c, s + 300), 0),           // first acknowledgment of it
+        tcp(2_102, ends, ACK, (c, s + 300), 0),           // again
+        tcp(2_103, ends, ACK, (c, s + 300), 0),           // and again
+        more(2_300, 300),                                 // filled 200 ms later: sent again
+        tcp_window(2_301, ends, ACK, (c, s + 500), 0, 0), // no room
+        tcp(3_301, back(ends), ACK, (s + 499, c), 0),     // keep-alive
+    ]);
+    let records = meter(MeterConfig::default(), &frames);
+    let tcp = records[0].tcp.expect("TCP");
+    assert_eq!(tcp.reverse.out_of_order_segments, 1);
+    assert_eq!(tcp.reverse.retransmitted_segments, 1);
+    assert_eq!(tcp.forward.duplicate_acks, 2);
+    assert_eq!(tcp.forward.zero_windows, 1);
+    assert_eq!(
+        (tcp.forward.retransmitted_segments, tcp.reverse.zero_windows),
+        (0, 0)
+    );
+    let without = meter(
+        MeterConfig {
+            tcp_metrics: false,
+            ..MeterConfig::default()
+        },
+        &frames,
+    );
+    let tcp = without[0].tcp.expect("TCP");
+    assert_eq!(tcp.state, TcpState::Established);
+    assert_eq!(tcp.reverse.retransmitted_segments, 0);
+    assert_eq!(
+        without[0].reverse, records[0].reverse,
+        "counters do not depend on it"
+    );
+}
+
+#[test]
+fn connections_expire_by_their_own_timeout() {
+    let cases: [(Made, u64); 5] = [
+        (tcp(0, ends(1), SYN, (1, 0), 0), 30),
+        (tcp(0, ends(2), ACK, (1, 1), 10), 300),
+        (udp(0, v6(1, 1), v6(2, 53), 10), 60),
+        (icmp(0, v4(1, 0).0, v4(2, 0).0, 8, 7), 10),
+        (ip(0, v4(1, 0).0, v4(2, 0).0, 89, &[0; 20]), 60),
+    ];
+    for (frame, seconds) in cases {
+        let mut meter = Meter::new(MeterConfig::default()).expect("memory");
+        let mut records = Vec::new();
+        observe(&mut meter, &mut records, &[frame]);
+        let Ok(_) = meter.expire(Timestamp::from_nanos(seconds * 1_000_000_000), &mut records);
+        assert_eq!(records.len(), 0, "not before {seconds} s");
+        let Ok(_) = meter.expire(
+            Timestamp::from_nanos((seconds + 1) * 1_000_000_000),
+            &mut records,
+        );
+        assert_eq!(records.len(), 1, "after {seconds} s");
+        assert_eq!(records[0].flow_end_reason, Some(FlowEndReason::IdleTimeout));
+        balanced(&meter, &records);
+    }
+}
+
+#[test]
+fn a_frame_after_the_timeout_is_of_a_new_connection_and_one_before_it_of_the_old() {
+    let at = |millis| udp(millis, v4(1, 1), v4(2, 53), 10);
+    assert_eq!(
+        meter(MeterConfig::default(), &[at(0), at(59_900), at(119_800)]).len(),
+        1
+    );
+    assert_eq!(meter(MeterConfig::default(), &[at(0), at(60_100)]).len(), 2);
+}
+
+#[test]
+fn the_active_timeout_makes_a_record_and_goes_on() {
+    let frames: Vec<Made> = (0..=40)
+        .map(|minute| udp(minute * 50_000, v4(1, 1), v4(2, 53), 10))
+        .collect();
+    let records = meter(MeterConfig::default(), &frames);
+    let reasons: Vec<_> = records
+        .iter()
+        .map(|record| record.flow_end_reason.expect("made"))
+        .collect();
+    assert_eq!(
+        reasons,
+        [FlowEndReason::ActiveTimeout, FlowEndReason::ForcedEnd]
+    );
+    assert_eq!(records[0].forward.packets + records[1].forward.packets, 41);
+    assert_eq!(
+        records[0].forward.packets, 37,
+        "30 minutes and the one that is not later"
+    );
+    assert_eq!(
+        records[1].flow_start,
+        Timestamp::from_nanos(37 * 50_000_000_000)
+    );
+}
+
+#[test]
+fn time_may_step_back_or_leap() {
+    let at = |millis, port| udp(millis, v4(1, port), v4(2, 53), 10);
+    // A year on and back again: the first connection expires with the leap, and nothing else.
+    let year = 365 * 86_400_000;
+    let records = meter(
+        MeterConfig::default(),
+        &[
+            at(5_000, 1),
+            at(5_000 + year, 2),
+            at(6_000, 3),
+            at(7_000, 3),
+        ],
+    );
+    assert_eq!(records.len(), 3);
+    assert_eq!(records[2].forward.packets, 2);
+    let hostile: Vec<Made> = (0..1_000)
+        .map(|n| Made {
+            nanos: if n % 2 == 0 { 0 } else { u64::MAX },
+            ..at(0, n as u16)
+        })
+        .collect();
+    assert_eq!(meter(MeterConfig::default(), &hostile).len(), 1_000);
+}
+
+#[test]
+fn a_flood_of_syns_costs_no_connection_that_carries_data() {
+    let config = MeterConfig {
+        max_connections: 100,
+        ..MeterConfig::default()
+    };
+    let mut meter = Meter::new(config).expect("memory");
+    let mut records = Vec::new();
+    for port in 0..50 {
+        let mut frames = http(1_000, ends(port), (7, 9));
+        frames.truncate(7);
+        observe(&mut meter, &mut records, &frames);
+    }
+    let flood: Vec<Made> = (0..5_000)
+        .map(|n| {
+            tcp(
+                20_000 + n,
+                (v4(200, n as u16), v4(1, 80)),
+                SYN,
+                (n as u32, 0),
+                0,
+            )
+        })
+        .collect();
+    observe(&mut meter, &mut records, &flood);
+    let stats = meter.stats();
+    assert_eq!(stats.connections, 100);
+    assert_eq!(stats.high_water, 100);
+    assert_eq!(stats.evicted_embryonic, 5_000 - 50);
+    assert_eq!((stats.evicted_idle, stats.refused), (0, 0));
+    assert!(
+        records
+            .iter()
+            .all(|record| record.source.address == v4(200, 0).0)
+    );
+    assert!(
+        records
+            .iter()
+            .all(|record| record.flow_end_reason == Some(FlowEndReason::LackOfResources))
+    );
+    // The oldest went first.
+    let ports: Vec<u16> = records.iter().map(|record| record.source.port).collect();
+    assert!(ports.is_sorted());
+    balanced(&meter, &records);
+}
+
+#[test]
+fn a_full_table_gives_up_the_longest_idle() {
+    let config = MeterConfig {
+        max_connections: 10,
+        ..MeterConfig::default()
+    };
+    let mut meter = Meter::new(config).expect("memory");
+    let mut records = Vec::new();
+    for port in (0..10).rev() {
+        let at = 1_000 * (10 - u64::from(port));
+        let busy = [
+            udp(at, v4(1, port), v4(2, 53), 1),
+            udp(at + 1, v4(2, 53), v4(1, port), 1),
+        ];
+        observe(&mut meter, &mut records, &busy);
+    }
+    observe(
+        &mut meter,
+        &mut records,
+        &[
+            udp(10_500, v4(3, 1), v4(2, 53), 1),
+            udp(10_501, v4(2, 53), v4(3, 1), 1),
+        ],
+    );
+    assert_eq!(meter.stats().evicted_idle, 1);
+    assert_eq!(records[0].source.port, 9, "seen last at 1 s");
+    balanced(&meter, &records);
+}
+
+#[test]
+fn busy_connections_are_not_given_up() {
+    let config = MeterConfig {
+        max_connections: 10,
+        ..MeterConfig::default()
+    };
+    let mut meter = Meter::new(config).expect("memory");
+    let mut records = Vec::new();
+    for port in 0..10 {
+        observe(
+            &mut meter,
+            &mut records,
+            &[
+                udp(1_000, v4(1, port), v4(2, 53), 1),
+                udp(1_001, v4(2, 53), v4(1, port), 1),
+            ],
+        );
+    }
+    observe(
+        &mut meter,
+        &mut records,
+        &[udp(1_100, v4(3, 1), v4(2, 53), 1)],
+    );
+    assert_eq!((records.len(), meter.stats().refused), (0, 1));
+    balanced(&meter, &records);
+}
+
+#[test]
+fn a_ping_and_its_answers_are_one_connection() {
+    let (a, b) = (v4(9, 0).0, v4(1, 0).0);
+    let frames = [
+        icmp(0, a, b, 8, 7),
+        icmp(1, b, a, 0, 7),
+        icmp(2, a, b, 8, 8),
+        icmp(3, a, b, 3, 0),
+    ];
+    let records = meter(MeterConfig::default(), &frames);
+    assert_eq!(records.len(), 3);
+    assert_eq!(
+        (records[0].forward.packets, records[0].reverse.packets),
+        (1, 1)
+    );
+    assert_eq!(records[0].icmp_type_code, Some(8 << 8));
+    assert_eq!(records[0].source.address, a);
+    // The answer alone: who asked is the initiator.
+    let (a, b) = (v6(9, 0).0, v6(1, 0).0);
+    let records = meter(MeterConfig::default(), &[icmp(0, b, a, 129, 7)]);
+    assert_eq!(records[0].source.address, a);
+    assert_eq!(
+        (records[0].forward.packets, records[0].reverse.packets),
+        (0, 1)
+    );
+}
+
+#[test]
+fn each_container_sees_its_own_side() {
+    let config = MeterConfig {
+        observation: Observation::Marker,
+        ..MeterConfig::default()
+    };
+    let mark = |made: &Made, sent: Option<u8>, received: Option<u8>| {
+        let mut made = made.clone();
+        for (id, place) in [(sent, 6), (received, 0)] {
+            if let Some(id) = id {
+                made.octets[place..place + 6].copy_from_slice(&[0x4e, 0x65, 0x75, 0x56, 1, id]);
+            }
+        }
+        made
+    };
+    let (client, server) = (0x0a, 0x0b);
+    let mut frames = Vec::new();
+    for (place, made) in http(1_000, ends(CLIENT), (7, 9)).iter().enumerate() {
+        let from_client = ![1, 4, 5, 8].contains(&place);
+        frames.push(mark(
+            made,
+            from_client.then_some(client),
+            (!from_client).then_some(client),
+        ));
+        frames.push(mark(
+            made,
+            (!from_client).then_some(server),
+            from_client.then_some(server),
+        ));
+    }
+    let mut records = meter(config, &frames);
+    records.sort_by_key(|record| record.observation_point);
+    let seen: Vec<_> = records
+        .iter()
+        .map(|record| (record.observation_point, record.vantage))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (Some(0x010a), Some(Vantage::Egress)),
+            (Some(0x010b), Some(Vantage::Ingress))
+        ]
+    );
+    assert!(
+        records
+            .iter()
+            .all(|record| (record.forward.packets, record.reverse.packets) == (6, 4))
+    );
+}
+
+#[test]
+fn later_fragments_belong_to_the_first_one() {
+    let (a, b) = (v4(9, CLIENT), v4(1, 53));
+    let mut first = udp(0, a, b, 1_472);
+    first.octets[18..22].copy_from_slice(&[0, 42, 0x20, 0]);
+    let mut later = ip(1, a.0, b.0, 17, &[0; 100]);
+    later.octets[18..22].copy_from_slice(&[0, 42, 0, 185]);
+    let mut stray = later.clone();
+    stray.octets[19] = 43;
+    let mut meter = Meter::new(MeterConfig::default()).expect("memory");
+    let mut records = Vec::new();
+    observe(&mut meter, &mut records, &[first, later, stray]);
+    assert_eq!(
+        (
+            meter.stats().fragments,
+            meter.stats().fragments_without_first
+        ),
+        (1, 1)
+    );
+    let Ok(_) = meter.finish(&mut records);
+    records.sort_by_key(|record| record.source.port);
+    assert_eq!(
+        (records[0].has_ports, records[0].forward.packets),
+        (false, 1)
+    );
+    assert_eq!(
+        (records[1].source.port, records[1].forward.packets),
+        (CLIENT, 2)
+    );
+    assert_eq!(records[1].forward.payload_octets, 1_572);
+    balanced(&meter, &records);
+}
+
+#[test]
+fn tunnels_are_looked_into_when_told() {
+    let inner = udp(0, v4(5, 1000), v4(6, 2000), 10);
+    let mut body = vec![0x12, 0x34, 0x12, 0xb5];
+    body.extend((16 + inner.octets.len() as u16).to_be_bytes());
+    body.extend([0, 0, 8, 0, 0, 0, 0, 0, 42, 0]);
+    body.extend(&inner.octets);
+    let frames = [ip(0, v4(1, 0).0, v4(2, 0).0, 17, &body)];
+    let outer = &meter(MeterConfig::default(), &frames)[0];
+    assert_eq!((outer.destination.port, outer.tunnel), (4789, None));
+    let inner = &meter(
+        MeterConfig {
+            decapsulate: true,
+            ..MeterConfig::default()
+        },
+        &frames,
+    )[0];
+    assert_eq!(
+        (inner.source.port, inner.forward.payload_octets),
+        (1000, 10)
+    );
+    let tunnel = inner.tunnel.expect("a tunnel");
+    assert_eq!(
+        (tunnel.source, tunnel.destination, tunnel.id),
+        (v4(1, 0).0, v4(2, 0).0, Some(42))
+    );
+}
+
+#[test]
+fn a_sink_may_stop_or_fail_and_frames_are_still_metered() {
+    let frames: Vec<Made> = (0..100)
+        .map(|n| udp(n * 100_000, v4(1, 1), v4(2, 53), 1))
+        .collect();
+    let mut meter = Meter::new(MeterConfig::default()).expect("memory");
+    let mut seen = 0;
+    let mut sink = sink_fn(|_: &FlowRecord| {
+        seen += 1;
+        Ok::<_, Infallible>(if seen == 3 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        })
+    });
+    let Ok(said) = meter.observe(frames.iter().map(Made::frame), &mut sink);
+    assert!(said.is_break());
+    assert_eq!(
+        (
+            meter.stats().metered,
+            meter.stats().records,
+            meter.stats().undelivered
+        ),
+        (100, 99, 96)
+    );
+    let failed = meter.finish(&mut sink_fn(|_: &FlowRecord| Err("full disk")));
+    assert_eq!(failed, Err("full disk"));
+}
+
+#[test]
+fn what_is_not_ip_and_what_is_broken_are_told_apart() {
+    let mut arp = udp(0, v4(1, 1), v4(2, 2), 0);
+    arp.octets[12..14].copy_from_slice(&[0x08, 0x06]);
+    let mut cut = udp(0, v4(1, 1), v4(2, 2), 0);
+    cut.octets.truncate(30);
+    let mut wrong = udp(0, v4(1, 1), v4(2, 2), 0);
+    wrong.octets[14] = 0x44;
+    let mut meter = Meter::new(MeterConfig::default()).expect("memory");
+    let mut records = Vec::new();
+    observe(&mut meter, &mut records, &[arp, cut, wrong]);
+    assert_eq!(
+        (
+            meter.stats().not_ip,
+            meter.stats().unparsed,
+            meter.stats().metered
+        ),
+        (1, 2, 0)
+    );
+    balanced(&meter, &records);
+}
