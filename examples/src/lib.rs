@@ -1,1 +1,1 @@
-//! See the files beside this folder.
+//! Programs that use one crate each; see `examples/*.rs` and run them with `cargo run -p nv-examples --example NAME`.
