@@ -1,1 +1,46 @@
-fn main() {}
+//! nvcli: shows what a container is talking to.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod cmd;
+mod container;
+mod escape;
+mod exit;
+mod render;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Cli, Command};
+use crate::exit::{Exit, Say};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log(cli.verbose);
+    let say = Say::new(cli.quiet);
+    let ended = match &cli.command {
+        Command::Doctor(args) => cmd::doctor::run(args, say),
+        Command::Completions(args) => cmd::completions::run(args).map(|()| Exit::Done),
+    };
+    ended.unwrap_or_else(|error| error.report()).into()
+}
+
+/// Sends what the libraries log to standard error.
+fn log(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+
+    let filter = match (std::env::var("NVCLI_LOG"), verbose) {
+        (Ok(filter), _) if !filter.is_empty() => EnvFilter::new(filter),
+        (_, 0) => return,
+        (_, 1) => EnvFilter::new("info"),
+        (_, _) => EnvFilter::new("nvcli=debug,nvnet=debug,nvcapture=debug,nvflow=debug"),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+}

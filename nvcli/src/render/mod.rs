@@ -1,0 +1,3 @@
+//! How records and lists are shown.
+
+pub(crate) mod table;
