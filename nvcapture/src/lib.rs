@@ -18,6 +18,8 @@ mod stats;
 #[cfg(feature = "ring")]
 mod sys;
 pub mod wire;
+#[cfg(feature = "file")]
+mod writer;
 
 #[cfg(feature = "ring")]
 pub use bpf::BpfInsn;
@@ -34,3 +36,5 @@ pub use file::{CaptureFile, FileBlock, FileFrames, FileInterface};
 pub use frame::{Frame, FrameMeta, LinkType, PacketType, Timestamp, VlanTag};
 pub use source::{FrameBlock, FrameSource, Next};
 pub use stats::SourceStats;
+#[cfg(feature = "file")]
+pub use writer::{CaptureWriter, InterfaceDescription, InterfaceNumber};
