@@ -61,7 +61,7 @@ mod tests {
         let later = clock.advance(1_001 * second);
         assert_eq!(
             later - start,
-            (1_001 * second >> TICK_SHIFT) - (1_000 * second >> TICK_SHIFT)
+            ((1_001 * second) >> TICK_SHIFT) - ((1_000 * second) >> TICK_SHIFT)
         );
         assert_eq!(clock.advance(10 * second), later, "the clock was set back");
         assert!(clock.advance(11 * second) > later, "and goes on from there");

@@ -4,6 +4,11 @@
 //! start, and nothing is allocated per frame.
 #![forbid(unsafe_code)]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+mod aggregate;
 mod clock;
 mod config;
 mod entry;
@@ -20,6 +25,7 @@ mod tcp;
 mod timeouts;
 mod wheel;
 
+pub use aggregate::{Aggregator, Conversation, ConversationKey, GroupBy, Histogram, Party};
 pub use config::{MeterConfig, Observation};
 pub use error::Error;
 pub use index::BucketIndex;

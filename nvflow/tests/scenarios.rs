@@ -11,7 +11,8 @@ use std::time::Duration;
 use frames::{ACK, End, FIN, Made, RST, SYN, icmp, ip, tcp, tcp_window, udp, v4, v6};
 use nvcapture::Timestamp;
 use nvflow::{
-    FlowEndReason, FlowRecord, Meter, MeterConfig, Observation, TcpState, Value, Vantage, sink_fn,
+    Aggregator, FlowEndReason, FlowRecord, GroupBy, Meter, MeterConfig, Observation, TcpState,
+    Value, Vantage, sink_fn,
 };
 
 fn observe(meter: &mut Meter, records: &mut Vec<FlowRecord>, frames: &[Made]) {
@@ -692,4 +693,96 @@ fn what_is_not_ip_and_what_is_broken_are_told_apart() {
         (1, 2, 0)
     );
     balanced(&meter, &records);
+}
+
+#[test]
+fn conversations_add_up_and_merge() {
+    let records: Vec<FlowRecord> = (0..20)
+        .flat_map(|n| {
+            meter(
+                MeterConfig::default(),
+                &http(1_000 + n * 500, ends(CLIENT + n as u16), (7, 9)),
+            )
+        })
+        .chain(meter(
+            MeterConfig::default(),
+            &[
+                tcp(2_000, ends(1), SYN, (5, 0), 0),
+                tcp(2_001, back(ends(1)), RST | ACK, (0, 6), 0),
+            ],
+        ))
+        .chain(meter(
+            MeterConfig::default(),
+            &[udp(2_000, v4(7, 1), v4(8, 53), 5)],
+        ))
+        .collect();
+    let new = |most| Aggregator::new(GroupBy::default(), Duration::from_secs(5), most);
+    let mut whole = new(100);
+    records.iter().for_each(|record| whole.add(record));
+    let (mut half, mut other) = (new(100), new(100));
+    for (place, record) in records.iter().enumerate() {
+        if place % 3 == 0 {
+            &mut half
+        } else {
+            &mut other
+        }
+        .add(record);
+    }
+    half.merge(other);
+    let sorted = |aggregator: &Aggregator| {
+        let mut all: Vec<_> = aggregator
+            .iter()
+            .map(|(key, sums)| (key.clone(), sums.clone()))
+            .collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    };
+    assert_eq!(sorted(&half), sorted(&whole));
+    let all = sorted(&whole);
+    let http: Vec<_> = all
+        .iter()
+        .filter(|(key, _)| key.server_port == Some(80))
+        .map(|(_, sums)| sums)
+        .collect();
+    let sum =
+        |pick: fn(&nvflow::Conversation) -> u64| http.iter().map(|sums| pick(sums)).sum::<u64>();
+    assert_eq!(http.len(), 3, "1 s to 11 s in windows of 5 s");
+    assert_eq!(
+        (
+            sum(|sums| sums.opened),
+            sum(|sums| sums.closed),
+            sum(|sums| sums.failed)
+        ),
+        (21, 21, 1)
+    );
+    assert_eq!(
+        (
+            sum(|sums| sums.initiator_octets),
+            sum(|sums| sums.responder_octets)
+        ),
+        (2_000, 20_000)
+    );
+    let rtt = http[1]
+        .handshake_rtt
+        .as_ref()
+        .and_then(|times| times.quantile(0.5))
+        .expect("handshakes");
+    assert!((22_000..=24_750).contains(&rtt), "{rtt}");
+
+    let mut small = new(1);
+    records.iter().for_each(|record| small.add(record));
+    let kept: u64 = small.iter().map(|(_, sums)| sums.records).sum();
+    assert_eq!(small.iter().count(), 1);
+    assert_eq!(
+        kept + small.rest().records,
+        records.len() as u64,
+        "what has no room is counted"
+    );
+    let taken = whole.take_until(Timestamp::from_nanos(10_000_000_000));
+    assert_eq!(taken.len() + whole.iter().count(), all.len());
+    assert!(
+        whole
+            .iter()
+            .all(|(key, _)| key.window == Timestamp::from_nanos(10_000_000_000))
+    );
 }
