@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
 
 use netlink_packet_route::tc::TcActionType;
 
@@ -14,15 +13,13 @@ use crate::ids::{self, GROUP, Record};
 use crate::inventory::{self, Attachment, Health};
 use crate::link::{self, Link, PairEnd};
 use crate::lock::Lock;
-use crate::socket::{Request, RouteSocket};
+use crate::socket::RouteSocket;
+use crate::switch::{Means, Switch, early};
 use crate::tc::{self, Classifier, Filter, Hook, Mirred};
 use crate::{AttachmentId, BRIDGE, Error, MAC_PREFIX, MacAddr, Mode, Netns, Workload, sysctl};
 
 /// Largest MTU of a bridge: every port's frames fit.
 const BRIDGE_MTU: u32 = 65_535;
-/// How long the kernel may take to make IPv6 addresses usable; it takes about a millisecond.
-const IPV6_PATIENCE: Duration = Duration::from_secs(5);
-
 /// What to attach, and how.
 #[derive(Clone, Debug)]
 #[must_use = "a plan changes nothing until it is checked and attached"]
@@ -100,14 +97,7 @@ impl Plan {
                 what: "id",
                 taken: attached.len(),
             })?;
-            interfaces.push(self.check_interface(
-                &mut host,
-                &mut target,
-                &features,
-                &links,
-                link,
-                id,
-            )?);
+            interfaces.push(self.check_interface(&mut host, &mut target, &links, link, id)?);
         }
         let steps = steps(self.mode, &interfaces, &self.target);
         Ok(CheckedPlan {
@@ -125,7 +115,6 @@ impl Plan {
         &self,
         host: &mut RouteSocket,
         target: &mut RouteSocket,
-        features: &Features,
         links: &[Link],
         link: &Link,
         id: AttachmentId,
@@ -162,11 +151,6 @@ impl Plan {
             had_clsact,
             workload: self.workload.clone(),
         };
-        let has_clsact = |socket: &mut RouteSocket, index| -> Result<bool, Error> {
-            Ok(tc::qdiscs(socket)?
-                .iter()
-                .any(|q| q.link == index && q.is_clsact()))
-        };
         let place = match self.mode {
             Mode::Inline => {
                 if !link.is_kind("veth") {
@@ -191,12 +175,6 @@ impl Plan {
                 if link.has_xdp {
                     return Err(refuse("an XDP program is attached to it".into()));
                 }
-                if let Err(why) = &features.rename_up {
-                    return Err(Error::Unsupported {
-                        feature: "rename of a link that is up (Linux 6.2)",
-                        why: why.clone(),
-                    });
-                }
                 let ingress = foreign(tc::filters(target, link.index, Hook::Ingress)?);
                 let pref = tc::first_pref(&ingress).ok_or_else(|| behind(Hook::Ingress))?;
                 let ex = ids::ex_name(&link.name);
@@ -207,7 +185,7 @@ impl Plan {
                         why: "no attachment of ours uses it".into(),
                     });
                 }
-                let had_clsact = has_clsact(target, link.index)?;
+                let had_clsact = tc::has_clsact(target, link.index)?;
                 Place::Inline {
                     ex,
                     pref,
@@ -228,7 +206,7 @@ impl Plan {
                     tc::first_pref(&here).ok_or_else(|| behind(hook))
                 };
                 let prefs = (pref(Hook::Ingress)?, pref(Hook::Egress)?);
-                let had_clsact = has_clsact(host, port.index)?;
+                let had_clsact = tc::has_clsact(host, port.index)?;
                 Place::Mirror {
                     port,
                     prefs,
@@ -774,42 +752,17 @@ impl Transaction<'_> {
             alias: link.alias.clone(),
             addr_gen_mode: link.addr_gen_mode,
             had_clsact: record.had_clsact,
-        };
-        let mut rules = Vec::new();
-        if !record.had_clsact {
-            rules.push(tc::add_clsact(link.index, ex));
-        }
-        let entering = Filter {
-            link: link.index,
-            hook: Hook::Ingress,
             pref,
-            classifier: self.features.match_all(),
-            name: String::new(),
-            class: id.number(),
-            mirred: vec![
-                Mirred::EgressMirror(new.index),
-                Mirred::IngressRedirect(new.index),
-            ],
-            then: TcActionType::Stolen,
-            direct_action: false,
+            means: Means::from(&self.features),
         };
-        rules.push(entering.add(ex));
-        let mut end = vec![link::alias(link.index, ex, &record.encode())];
-        if let Some(mode) = link.addr_gen_mode {
-            end.push(link::addr_gen_mode(
-                link.index,
-                ex,
-                link::ADDR_GEN_MODE_NONE,
-            ));
-            end.push(link::addr_gen_mode(new.index, &link.name, mode));
-        }
-        let batch = switch.attach(&netns, &before.identity, rules, end)?;
-        // From here on something may have changed even if the batch fails: the kernel goes on behind a refused request.
-        self.done.push(Done::Switch {
+        // Before it is tried: something may have changed even if it fails, as the kernel goes on behind a refused request.
+        let Done::Switch { switch, before } = self.done.push_mut(Done::Switch {
             switch: Box::new(switch),
             before: Box::new(before),
-        });
-        self.target.batch(&batch)
+        }) else {
+            unreachable!("it was just pushed")
+        };
+        switch.forward(self.target, &before.identity, &record.encode())
     }
 
     fn verify(&mut self, interface: &Interface) -> Result<(), Error> {
@@ -994,10 +947,7 @@ fn ensure_bridge(host: &mut RouteSocket) -> Result<(), Error> {
         batch.push(link::mtu(bridge.index, BRIDGE, BRIDGE_MTU));
     }
     batch.push(link::no_snooping(bridge.index, BRIDGE));
-    if !tc::qdiscs(host)?
-        .iter()
-        .any(|q| q.link == bridge.index && q.is_clsact())
-    {
+    if !tc::has_clsact(host, bridge.index)? {
         batch.push(tc::add_clsact(bridge.index, BRIDGE));
     }
     for hook in [Hook::Egress, Hook::Ingress] {
@@ -1024,138 +974,6 @@ pub(crate) fn remove_unused_bridge(host: &mut RouteSocket) -> Result<(), Error> 
         return Ok(());
     }
     host.send(link::delete(bridge.index, BRIDGE))
-}
-
-/// The exchange of two links' places in a container.
-struct Switch {
-    /// The container's name for it.
-    name: String,
-    /// What the original is called while attached.
-    ex: String,
-    original: u32,
-    new: AttachmentId,
-    new_index: u32,
-    /// The original's alias.
-    alias: Option<String>,
-    addr_gen_mode: Option<u8>,
-    had_clsact: bool,
-}
-
-impl Switch {
-    /// The batch that puts the new link in the original's place.
-    fn attach(
-        &self,
-        netns: &Netns,
-        identity: &Identity,
-        rules: Vec<Request>,
-        end: Vec<Request>,
-    ) -> Result<Vec<Request>, Error> {
-        let (original, new) = (
-            (self.original, &self.ex[..]),
-            (self.new_index, &self.name[..]),
-        );
-        let mut batch = loose(netns, &self.name, &[original, new])?;
-        let tight = tighten(netns, &self.name, &[original, new])?;
-        batch.push(link::rename(self.original, &self.name, &self.ex));
-        batch.push(link::rename(self.new_index, &self.new.tmp(), &self.name));
-        batch.extend(identity.arrive(self.original, self.new_index));
-        batch.extend(identity.leave(self.original, self.new_index));
-        batch.extend(rules);
-        batch.extend(identity.neighbours(self.original, self.new_index));
-        batch.extend(identity.settle(self.original, self.new_index));
-        batch.extend(tight);
-        batch.extend(end);
-        Ok(batch)
-    }
-
-    /// Puts the original back into its place, from wherever the exchange stands; `identity` is what it gets.
-    fn back(&self, target: &mut RouteSocket, identity: &Identity) -> Result<(), Error> {
-        let netns = target.netns().clone();
-        let original =
-            link::by_index(target, self.original)?.ok_or_else(|| Error::NoSuchInterface {
-                interface: self.ex.clone(),
-                netns: netns.label().into(),
-                present: vec![],
-            })?;
-        let new = link::by_index(target, self.new_index)?;
-        early(target, identity, self.original)?;
-        let now = new.as_ref().map_or(&original.name, |new| &new.name).clone();
-        let ends = [(self.original, &self.name[..]), (self.new_index, &now[..])];
-        let ends = &ends[..if new.is_some() { 2 } else { 1 }];
-        let mut batch = loose(&netns, &now, ends)?;
-        let tight = tighten(&netns, &now, &ends[..1])?;
-        if let Some(new) = new.as_ref().filter(|new| new.name == self.name) {
-            batch.push(link::rename(self.new_index, &new.name, &self.new.tmp()));
-        }
-        if original.name != self.name {
-            batch.push(link::rename(self.original, &original.name, &self.name));
-        }
-        batch.extend(identity.arrive(self.new_index, self.original));
-        batch.extend(identity.leave(self.new_index, self.original));
-        let standing = tc::all_filters(target, self.original)?;
-        let others = standing.iter().any(|filter| !filter.is_ours());
-        batch.extend(tc::delete(&standing, &self.name, tc::Standing::is_ours));
-        let has_clsact = tc::qdiscs(target)?
-            .iter()
-            .any(|q| q.link == self.original && q.is_clsact());
-        if has_clsact && !self.had_clsact && !others {
-            batch.push(tc::delete_clsact(self.original, &self.name));
-        }
-        batch.extend(identity.neighbours(self.new_index, self.original));
-        batch.extend(identity.settle(self.new_index, self.original));
-        batch.extend(tight);
-        batch.push(link::alias(
-            self.original,
-            &self.name,
-            self.alias.as_deref().unwrap_or_default(),
-        ));
-        if let Some(mode) = self.addr_gen_mode {
-            batch.push(link::addr_gen_mode(self.original, &self.name, mode));
-        }
-        target.batch(&batch)
-    }
-}
-
-/// While two links exchange their addresses, packets come in where the way back does not lead: strict reverse path
-/// filtering would drop them.
-fn loose(netns: &Netns, named: &str, links: &[(u32, &str)]) -> Result<Vec<Request>, Error> {
-    const STRICT: u32 = 1;
-    const LOOSE: u32 = 2;
-    let strict = sysctl::rp_filter(netns, "all")?.max(sysctl::rp_filter(netns, named)?) == STRICT;
-    Ok(links
-        .iter()
-        .filter(|_| strict)
-        .map(|(index, name)| link::rp_filter(*index, name, LOOSE))
-        .collect())
-}
-
-/// The reverse of [`loose`].
-fn tighten(netns: &Netns, named: &str, links: &[(u32, &str)]) -> Result<Vec<Request>, Error> {
-    let value = sysctl::rp_filter(netns, named)?;
-    let loosened = !loose(netns, named, links)?.is_empty();
-    Ok(links
-        .iter()
-        .filter(|_| loosened)
-        .map(|(index, name)| link::rp_filter(*index, name, value))
-        .collect())
-}
-
-/// Adds the IPv6 addresses to a link and waits until they can be used.
-fn early(target: &mut RouteSocket, identity: &Identity, link: u32) -> Result<(), Error> {
-    target.batch(&identity.early(link))?;
-    let start = Instant::now();
-    while !identity.early_is_done(target, link)? {
-        if start.elapsed() > IPV6_PATIENCE {
-            return Err(Error::Timeout {
-                what: "the IPv6 addresses to become usable".into(),
-                netns: target.netns().label().into(),
-                waited_ms: u64::try_from(IPV6_PATIENCE.as_millis()).unwrap_or(u64::MAX),
-            });
-        }
-        // The kernel does it on a work queue and tells nobody when the route is there.
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    Ok(())
 }
 
 /// Whether `holder` has what the interface had before; takes away what the kernel added by itself.
@@ -1221,10 +1039,7 @@ fn delete_mirror(
             .is_some_and(|record| record.id == id)
     };
     let mut batch = tc::delete(&standing, &port.name, of_id);
-    let has_clsact = tc::qdiscs(host)?
-        .iter()
-        .any(|q| q.link == port.index && q.is_clsact());
-    if has_clsact && !had_clsact && standing.iter().all(of_id) {
+    if standing.iter().all(of_id) && !had_clsact && tc::has_clsact(host, port.index)? {
         batch.push(tc::delete_clsact(port.index, &port.name));
     }
     host.batch(&batch)
@@ -1313,6 +1128,13 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error
     } else {
         original.alias.clone()
     };
+    let others: Vec<_> = tc::filters(target, original.index, Hook::Ingress)?;
+    let others: Vec<_> = others
+        .into_iter()
+        .filter(|filter| !filter.is_ours())
+        .collect();
+    let pref = tc::first_pref(&others).unwrap_or(tc::PREF);
+    let means = Means::from(&Features::probe()?);
     let switch = Switch {
         name,
         ex: original.name.clone(),
@@ -1322,6 +1144,8 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error
         alias: alias.filter(|alias| Record::decode(alias).is_none()),
         addr_gen_mode: record.addr_gen_mode,
         had_clsact: record.had_clsact,
+        pref,
+        means,
     };
     let identity = Identity::read(target, &[original.index, new.index])?;
     let before = Before {

@@ -171,15 +171,6 @@ impl Features {
             _ => Ok(()),
         }
     }
-
-    /// The classifier that matches everything here.
-    pub(crate) fn match_all(&self) -> Classifier<'static> {
-        if self.cls_matchall.is_ok() {
-            Classifier::Matchall
-        } else {
-            Classifier::U32All
-        }
-    }
 }
 
 /// A filter to see whether the kernel takes it.

@@ -4,12 +4,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::{AddressMessageBuilder, RouteMessageBuilder};
 
-use crate::link::{self, PairEnd};
+use crate::link::{self, Link, PairEnd};
 use crate::socket::{CREATE, Request, RouteSocket};
 use crate::{Error, MacAddr, Netns};
 
@@ -81,6 +82,11 @@ impl Lab {
         let mut containers = Vec::new();
         for (name, number) in names.iter().zip(2..) {
             containers.push(container(&mut socket, bridge, name, number)?);
+        }
+        // The kernel tells of carriers on a work queue, a moment later.
+        wait_for_carrier(&mut socket)?;
+        for container in &containers {
+            wait_for_carrier(&mut RouteSocket::open(&container.netns)?)?;
         }
         Ok(Self { host, containers })
     }
@@ -205,6 +211,32 @@ fn no_duplicates(netns: &Netns, interface: &str) -> Result<(), Error> {
             _ => Ok(()),
         }
     })?
+}
+
+/// Waits until every link that is up can carry frames, as the kernel tells it (`IFF_RUNNING`); a bridge without ports
+/// never can.
+fn wait_for_carrier(socket: &mut RouteSocket) -> Result<(), Error> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let start = Instant::now();
+    loop {
+        let links = link::all(socket)?;
+        let has_port = |bridge: &Link| links.iter().any(|link| link.master == Some(bridge.index));
+        let waits = |link: &&Link| {
+            let dead = link.is_kind("bridge") && !has_port(link);
+            link.is_up() && !dead && link.flags & libc::IFF_RUNNING as u32 == 0
+        };
+        let Some(late) = links.iter().find(waits) else {
+            return Ok(());
+        };
+        if start.elapsed() > PATIENCE {
+            return Err(Error::Timeout {
+                what: format!("the carrier of {}", late.name),
+                netns: socket.netns().label().into(),
+                waited_ms: u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn loopback_up(socket: &mut RouteSocket) -> Result<(), Error> {

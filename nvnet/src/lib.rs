@@ -35,6 +35,7 @@ mod link;
 mod lock;
 mod netns;
 mod socket;
+mod switch;
 mod sys;
 mod sysctl;
 mod tc;

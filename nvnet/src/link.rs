@@ -237,6 +237,10 @@ pub(crate) fn up(index: u32, name: &str) -> Request {
     set(format!("set {name} up"), change(index).up().build())
 }
 
+pub(crate) fn down(index: u32, name: &str) -> Request {
+    set(format!("set {name} down"), change(index).down().build())
+}
+
 /// Sets the alias, or takes it away when it is empty.
 pub(crate) fn alias(index: u32, name: &str, alias: &str) -> Request {
     let attribute = LinkAttribute::Other(DefaultNla::new(ifla::IFALIAS, alias.as_bytes().to_vec()));

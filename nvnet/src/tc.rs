@@ -434,6 +434,13 @@ pub(crate) fn qdiscs(socket: &mut RouteSocket) -> Result<Vec<Qdisc>, Error> {
     Ok(answers.into_iter().filter_map(parse).collect())
 }
 
+/// Whether a link has clsact.
+pub(crate) fn has_clsact(socket: &mut RouteSocket, link: u32) -> Result<bool, Error> {
+    Ok(qdiscs(socket)?
+        .iter()
+        .any(|qdisc| qdisc.link == link && qdisc.is_clsact()))
+}
+
 /// The filters on one hook of a link; none when it has no clsact.
 pub(crate) fn filters(
     socket: &mut RouteSocket,
