@@ -146,7 +146,7 @@ impl Meter {
         }
     }
 
-    /// Reads a frame's headers and begins to load what its connection is kept in.
+    /// Reads a frame's headers into the batch.
     #[inline]
     fn take(&mut self, frame: &Frame<'_>) {
         self.stats.frames += 1;
@@ -235,7 +235,6 @@ impl Meter {
             }
         };
         let hash = self.table.hash(&key);
-        std::hint::black_box(self.table.touch_index(hash));
         self.batch.push(Step {
             key,
             hash,
@@ -259,10 +258,13 @@ impl Meter {
     fn work_off<S: Sink>(&mut self, out: &mut Out<'_, S>) {
         let mut batch = std::mem::take(&mut self.batch);
         // One short loop for each load: the shorter, the more of them are under way at once.
+        let mut loaded = 0;
+        for step in &batch {
+            loaded ^= self.table.touch_index(step.hash);
+        }
         for step in &mut batch {
             step.candidate = self.table.candidate(step.hash);
         }
-        let mut loaded = 0;
         for step in &batch {
             loaded ^= self.table.touch_entry(step.candidate);
         }

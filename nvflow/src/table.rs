@@ -183,7 +183,7 @@ impl Table {
             self.addresses
                 .items
                 .get(entry.addresses as usize)
-                .map_or(0, |addresses| addresses[0] as u32)
+                .map_or(0, |addresses| (addresses[0] ^ addresses[3]) as u32)
         } else {
             0
         };

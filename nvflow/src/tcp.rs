@@ -149,10 +149,10 @@ impl TcpBlock {
         self.number[0]
     }
 
-    /// Something to load, so that the block is in the cache.
+    /// Something to load, so that the block is in the cache: of both its ends, as they may be in two lines.
     #[inline(always)]
     pub(crate) const fn touch(&self) -> u32 {
-        self.number[0]
+        self.number[0] ^ self.zero_windows[1] as u32
     }
 
     pub(crate) const fn handshake(&self) -> [Option<u32>; 2] {
