@@ -1,27 +1,38 @@
 //! The command line.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::target::Target;
 
 /// See what a container is talking to: attach, capture and meter its network, from one command.
 ///
-/// nvcli steers the traffic of containers past one bridge, nv-br, by TC rules in the kernel, and tells from it who
+/// nvcli steers copies of a container's frames to one bridge, nv-br, by TC rules in the kernel, and tells from them who
 /// talks to whom: one record per connection, both directions in it. Nothing in the container has to change.
 #[derive(Debug, Parser)]
 #[command(
     name = "nvcli",
     version,
-    propagate_version = false,
     disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done, 1 failed and undone, 2 usage, 3 failed and something is left (`nvcli repair`).",
+    after_help = "\
+Start here:
+  nvcli demo                      see it work, without Docker; leaves nothing behind
+  nvcli doctor                    can this machine do it?
+  sudo nvcli attach web-1         steer the container's frames to nv-br
+  sudo nvcli flows --watch        who talks to whom, now
+  sudo nvcli detach web-1         take everything back
+  nvcli flows --read web.pcapng   the same records from a capture, without privileges
+
+Exit codes: 0 done; 1 failed, and nothing is left of it; 2 wrong usage; 3 failed, and something is left (`nvcli repair`).",
     max_term_width = 110
 )]
 pub(crate) struct Cli {
     /// Say nothing but records, warnings and errors
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
-    /// Log what is done on standard error; twice for each step (NVCLI_LOG=nvnet=trace for more)
+    /// Log to standard error what is done; twice: each step (or set NVCLI_LOG=nvnet=trace)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     #[command(subcommand)]
@@ -30,6 +41,11 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Attach(Attach),
+    Detach(Detach),
+    List(List),
+    Repair(Repair),
+    Flows(Flows),
     Doctor(Doctor),
     Completions(Completions),
 }
@@ -42,6 +58,178 @@ pub(crate) enum ListOutput {
     Table,
     /// For programs: one JSON object a line
     Json,
+}
+
+/// How records are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RecordOutput {
+    /// For people
+    #[default]
+    Table,
+    /// One JSON object a line, keys are IPFIX information elements
+    Json,
+    /// The same names as columns
+    Csv,
+}
+
+/// Steer copies of a container's frames to nv-br
+///
+/// TARGET is a container (name, id, or the first digits of its id), pid:N for the network namespace of a process, or
+/// netns:NAME for one in /run/netns (netns:/PATH for any other).
+///
+/// Open connections go on. If anything fails, everything is put back. Attachments live in the kernel, so they outlast
+/// nvcli; `nvcli detach` takes them back.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  nvcli attach web-1 db-1
+  nvcli attach web-1 --mode mirror      touch nothing inside the container
+  nvcli attach netns:blue --dry-run     print what would be done")]
+pub(crate) struct Attach {
+    /// What to attach: container, pid:N or netns:NAME
+    #[arg(value_name = "TARGET", required = true)]
+    pub(crate) targets: Vec<Target>,
+    /// How the frames are got
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) mode: ModeArg,
+    /// Only this interface of the container (may be given again); all by default
+    #[arg(short, long = "interface", value_name = "NAME")]
+    pub(crate) interfaces: Vec<String>,
+    /// Check, and print what would be done, but do nothing
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// How the result is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: ListOutput,
+    /// No line of titles
+    #[arg(long)]
+    pub(crate) no_header: bool,
+}
+
+/// How the frames of a container are got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeArg {
+    /// A new veth pair in the way of the container's interface
+    #[default]
+    Inline,
+    /// Rules on the host end of the container's veth pair; nothing inside it changes
+    Mirror,
+}
+
+/// Take attachments back: the container's network is as it was before
+///
+/// Works from what the kernel knows, so the container may be gone and Docker need not run.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  nvcli detach web-1
+  nvcli detach --all")]
+pub(crate) struct Detach {
+    /// What to detach, as it was attached, or as `nvcli list` shows it
+    #[arg(
+        value_name = "TARGET",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
+    pub(crate) targets: Vec<Target>,
+    /// Everything that is attached
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// How the result is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: ListOutput,
+}
+
+/// Show what is attached
+#[derive(Args, Debug)]
+pub(crate) struct List {
+    /// How the list is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: ListOutput,
+    /// No line of titles
+    #[arg(long)]
+    pub(crate) no_header: bool,
+}
+
+/// Clear away what a killed nvcli left half-done
+#[derive(Args, Debug)]
+pub(crate) struct Repair {
+    /// How the result is written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: ListOutput,
+}
+
+/// Meter connections: who talks to whom, how much, how well, and how it ended
+///
+/// Reads all attached containers from nv-br, or capture files (pcap, pcapng) with --read, which needs no privileges. Each
+/// connection is one record with both directions in it; its source is who opened it. Records come as connections end; at
+/// the end of the run, or of the files, those still open follow.
+///
+/// Standard output gets records only. In tables, packets and octets are from client to server / from server to client.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  nvcli flows --watch                            a table that refreshes itself; Ctrl-C ends it
+  nvcli flows --container web-1 --duration 10s
+  nvcli flows --output json | jq .octetDeltaCount
+  nvcli flows --read web.pcapng --sort octets --count 10
+  tcpdump -w - | nvcli flows --read - --output csv")]
+pub(crate) struct Flows {
+    /// Read a capture file (- for standard input); may be given again, the files are read as one
+    #[arg(short, long, value_name = "FILE", num_args = 1, conflicts_with_all = ["watch", "containers", "snaplen", "duration"])]
+    pub(crate) read: Vec<PathBuf>,
+    /// Show the open connections in a table that refreshes itself (without a terminal: JSON lines)
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+    /// Only connections of this container (name, or first digits of its id); may be given again
+    #[arg(short, long = "container", value_name = "CONTAINER")]
+    pub(crate) containers: Vec<String>,
+    /// End after this time, such as 500ms, 10s, 2m, 1h30m
+    #[arg(short, long, value_name = "TIME", value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
+    /// End after so many records (with --sort: the first so many in that order)
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// How records are written
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: RecordOutput,
+    /// Hold the records back until the end and put the largest first
+    #[arg(short, long, value_enum, value_name = "KEY")]
+    pub(crate) sort: Option<SortKey>,
+    /// End with the accounting of all frames on standard error (live runs always do, unless --quiet)
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// No line of titles
+    #[arg(long)]
+    pub(crate) no_header: bool,
+    /// Meter the innermost packet of tunnels (VXLAN, Geneve, GRE, GTP-U, IP in IP), not the outermost
+    #[arg(long)]
+    pub(crate) decap: bool,
+    /// Connections kept at the same time, at most
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = positive)]
+    pub(crate) max_connections: usize,
+    /// Octets of a frame that the kernel keeps for reading; headers need no more than the default [default: 256]
+    #[arg(long, value_name = "OCTETS", value_parser = clap::value_parser!(u32).range(64..=262_144))]
+    pub(crate) snaplen: Option<u32>,
+    /// Silence after which an established TCP, a UDP or another connection counts as over [default: 5m, 1m, 1m]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) idle_timeout: Option<Duration>,
+    /// A connection that stays open gets a record every so often
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30m")]
+    pub(crate) active_timeout: Duration,
+}
+
+/// What records are sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SortKey {
+    /// Octets of both directions
+    Octets,
+    /// Packets of both directions
+    Packets,
+    /// Time from the first frame to the last
+    Duration,
+    /// First frame; the earliest first
+    Start,
 }
 
 /// Check whether this machine can do it, and what is wrong if something is
@@ -71,6 +259,57 @@ pub(crate) struct Completions {
     pub(crate) shell: clap_complete::Shell,
 }
 
+fn positive(text: &str) -> Result<usize, String> {
+    let number: usize = text.parse().map_err(|_| "a number is needed".to_owned())?;
+    if number == 0 {
+        Err("it must be at least 1".to_owned())
+    } else {
+        Ok(number)
+    }
+}
+
+/// A time as people write it: numbers with units, longest first, such as `1h30m`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "a number and a unit are needed, such as 500ms, 10s, 2m or 1h30m".to_owned();
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    let mut above = u64::MAX;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (number, tail) = rest.split_at(digits);
+        let unit_end = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let millis: u64 = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" | "min" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(wrong()),
+        };
+        if millis >= above {
+            return Err(wrong());
+        }
+        above = millis;
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let part = number
+            .checked_mul(millis)
+            .ok_or_else(|| "it is too long".to_owned())?;
+        total = total.saturating_add(Duration::from_millis(part));
+        rest = tail;
+    }
+    if total.is_zero() {
+        return Err(if text.is_empty() {
+            wrong()
+        } else {
+            "it must be longer than nothing".to_owned()
+        });
+    }
+    Ok(total)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -80,5 +319,35 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("10s", 10_000),
+            ("2m", 120_000),
+            ("2min", 120_000),
+            ("1h30m", 5_400_000),
+            ("1d", 86_400_000),
+            ("1s500ms", 1_500),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in [
+            "",
+            "10",
+            "s",
+            "-1s",
+            "1.5s",
+            "0s",
+            "1s1h",
+            "1s1s",
+            "1y",
+            "99999999999999999999s",
+            "18446744073709551615d",
+        ] {
+            assert!(duration(text).is_err(), "{text}");
+        }
     }
 }

@@ -135,6 +135,7 @@ impl CliError {
     }
 
     /// The exit code this error ends the run with.
+    #[cfg(test)]
     pub(crate) fn exit(&self) -> Exit {
         self.0.exit
     }

@@ -7,7 +7,10 @@ mod cmd;
 mod container;
 mod escape;
 mod exit;
+mod names;
+mod open;
 mod render;
+mod signals;
 mod target;
 
 use std::process::ExitCode;
@@ -22,6 +25,11 @@ fn main() -> ExitCode {
     log(cli.verbose);
     let say = Say::new(cli.quiet);
     let ended = match &cli.command {
+        Command::Attach(args) => cmd::attach::run(args, say).map(|()| Exit::Done),
+        Command::Detach(args) => cmd::detach::run(args, say).map(|()| Exit::Done),
+        Command::List(args) => cmd::list::run(args, say).map(|()| Exit::Done),
+        Command::Repair(args) => cmd::repair::run(args, say).map(|()| Exit::Done),
+        Command::Flows(args) => cmd::flows::run(args, say).map(|()| Exit::Done),
         Command::Doctor(args) => cmd::doctor::run(args, say),
         Command::Completions(args) => cmd::completions::run(args).map(|()| Exit::Done),
     };

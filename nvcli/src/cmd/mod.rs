@@ -1,4 +1,9 @@
 //! The commands, one module each.
 
+pub(crate) mod attach;
 pub(crate) mod completions;
+pub(crate) mod detach;
 pub(crate) mod doctor;
+pub(crate) mod flows;
+pub(crate) mod list;
+pub(crate) mod repair;

@@ -1,3 +1,6 @@
 //! How records and lists are shown.
 
+pub(crate) mod flows;
 pub(crate) mod table;
+pub(crate) mod text;
+pub(crate) mod watch;

@@ -1,0 +1,140 @@
+//! `nvcli detach`: from the kernel's own state, so that neither the container nor Docker has to be there.
+
+use std::io::{self, Write as _};
+
+use nvnet::{Attachment, Netns};
+use serde::Serialize;
+
+use crate::args::{Detach, ListOutput};
+use crate::escape;
+use crate::exit::{CliError, Result, Say};
+use crate::names::is_called;
+use crate::open::{host, net};
+use crate::signals::uninterrupted;
+use crate::target::Target;
+
+#[derive(Serialize)]
+struct Detached<'a> {
+    id: String,
+    workload: &'a str,
+    interface: &'a str,
+}
+
+/// Detaches the targets; one that fails does not keep the others.
+pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
+    let host = host()?;
+    let attached =
+        nvnet::list(&host).map_err(|error| net("cannot read what is attached", &error))?;
+    let mut chosen: Vec<&Attachment> = Vec::new();
+    if args.all {
+        chosen.extend(&attached);
+    }
+    for target in &args.targets {
+        let of_target: Vec<&Attachment> = attached
+            .iter()
+            .filter(|attachment| is_of(attachment, target))
+            .collect();
+        let Some(first) = of_target.first() else {
+            return Err(not_attached(target, &attached));
+        };
+        if let Some(other) = of_target
+            .iter()
+            .find(|other| other.workload != first.workload)
+        {
+            return Err(
+                CliError::new(format!("{target} names more than one attached container"))
+                    .because(format!(
+                        "{} and {}",
+                        first.workload.name, other.workload.name
+                    ))
+                    .remedy("the whole name, as `nvcli list` shows it"),
+            );
+        }
+        for new in of_target {
+            if chosen.iter().all(|old| old.id != new.id) {
+                chosen.push(new);
+            }
+        }
+    }
+    if chosen.is_empty() {
+        say.note("nothing is attached");
+    }
+    let mut failed: Option<CliError> = None;
+    for attachment in chosen {
+        match uninterrupted(|| nvnet::detach(&host, attachment.id)) {
+            Ok(()) => print(attachment, args.output).map_err(|source| CliError::output(&source))?,
+            Err(error) => {
+                let (name, interface) = (&attachment.workload.name, &attachment.interface);
+                let told =
+                    net(format!("cannot detach {interface} of {name}"), &error).left([format!(
+                        "{interface} of {name} is attached (id {})",
+                        attachment.id
+                    )]);
+                if let Some(earlier) = failed.replace(told) {
+                    earlier.report();
+                }
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn is_of(attachment: &Attachment, target: &Target) -> bool {
+    let workload = &attachment.workload;
+    match target {
+        Target::Container(name) => {
+            is_called(name, &workload.name, workload.container_id.as_deref())
+        }
+        Target::Pid(pid) if workload.pid == Some(*pid) => true,
+        // Any way that leads to the same namespace will do.
+        other => {
+            let there = match other {
+                Target::Pid(pid) => Netns::of_pid(*pid),
+                Target::NetnsName(name) => Netns::named(name),
+                Target::NetnsPath(path) => Netns::at_path(path),
+                Target::Container(_) => return false,
+            };
+            workload.name == target.to_string()
+                || there.is_ok_and(|there| attachment.netns().is_some_and(|netns| netns == there))
+        }
+    }
+}
+
+fn not_attached(target: &Target, attached: &[Attachment]) -> CliError {
+    let mut names: Vec<&str> = attached
+        .iter()
+        .map(|attachment| attachment.workload.name.as_str())
+        .collect();
+    names.dedup();
+    names.truncate(5);
+    let error = CliError::new(format!("{target} is not attached"));
+    if names.is_empty() {
+        return error.because("nothing is");
+    }
+    error
+        .because(format!("attached: {}", names.join(", ")))
+        .remedy("nvcli list")
+}
+
+fn print(attachment: &Attachment, output: ListOutput) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let (workload, interface) = (&attachment.workload.name, &attachment.interface);
+    match output {
+        ListOutput::Table => {
+            let (workload, interface) = (escape::text(workload), escape::text(interface));
+            writeln!(out, "detached {interface} of {workload}")?;
+        }
+        ListOutput::Json => {
+            escape::json(
+                &mut out,
+                &Detached {
+                    id: attachment.id.to_string(),
+                    workload,
+                    interface,
+                },
+            )?;
+            out.write_all(b"\n")?;
+        }
+    }
+    out.flush()
+}

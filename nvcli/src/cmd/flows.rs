@@ -1,0 +1,557 @@
+//! `nvcli flows`: connections, live or from files.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, IsTerminal, Read};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use nvcapture::{CaptureFile, FrameSource as _, Next, Ring, RingConfig, SourceStats, Timestamp};
+use nvflow::{FlowRecord, Meter, MeterConfig, Observation, Sink, Timeouts};
+use nvnet::BRIDGE;
+
+use crate::args::{Flows, RecordOutput, SortKey};
+use crate::escape;
+use crate::exit::{CliError, Result, Say};
+use crate::names::Names;
+use crate::open::{host, net};
+use crate::render::flows::{Csv, Json, Lines, Table};
+use crate::render::table::terminal_width;
+use crate::render::text::{count, grouped};
+use crate::render::watch::{Summary, Watch, rank};
+use crate::signals::Interrupt;
+
+/// How long a live run sleeps at most before it looks at signals and clocks.
+const TICK: Duration = Duration::from_millis(100);
+/// Frames reach us this much later than they came, at most: the ring keeps them until a block is full or due.
+const LATENESS: Duration = Duration::from_millis(500);
+/// Enough for Ethernet, two tags, IPv6 with extension headers and TCP with all options.
+const SNAPLEN: u32 = 256;
+/// Records that are held back for sorting when no count is given.
+const SORTED: usize = 1_000_000;
+
+/// Meters, and prints the records.
+pub(crate) fn run(args: &Flows, say: Say) -> Result<()> {
+    if args.read.iter().filter(|file| is_stdin(file)).count() > 1 {
+        return Err(CliError::usage(
+            "--read - was given twice; standard input can be read once",
+        ));
+    }
+    let interrupt = Interrupt::listen()?;
+    let mut meter = Meter::new(config(args)).map_err(|error| {
+        CliError::new("cannot make the table of connections")
+            .caused_by(&error)
+            .remedy("a smaller --max-connections")
+    })?;
+    if args.read.is_empty() {
+        live(args, say, &mut meter, &interrupt)
+    } else {
+        files(args, say, &mut meter, &interrupt)
+    }
+}
+
+fn config(args: &Flows) -> MeterConfig {
+    let mut timeouts = Timeouts {
+        active: args.active_timeout,
+        ..Timeouts::default()
+    };
+    if let Some(idle) = args.idle_timeout {
+        timeouts.tcp_established = idle;
+        timeouts.udp = idle;
+        timeouts.other = idle;
+        timeouts.icmp = timeouts.icmp.min(idle);
+        timeouts.tcp_half_open = timeouts.tcp_half_open.min(idle);
+        timeouts.tcp_closing = timeouts.tcp_closing.min(idle);
+    }
+    MeterConfig {
+        max_connections: args.max_connections,
+        timeouts,
+        observation: if args.read.is_empty() {
+            Observation::Marker
+        } else {
+            Observation::None
+        },
+        decapsulate: args.decap,
+        ..MeterConfig::default()
+    }
+}
+
+/// Takes records: names them, leaves out what is not wanted, sorts, counts, and hands them on.
+struct Output<'a> {
+    args: &'a Flows,
+    names: Option<Names>,
+    to: To,
+    shown: u64,
+    /// Records held back for sorting, best first, and how many fell out of bounds.
+    held: BTreeMap<(std::cmp::Reverse<u64>, u64), FlowRecord>,
+    seen: u64,
+    beyond: u64,
+}
+
+enum To {
+    Lines(Box<dyn Lines>),
+    Watch(Box<Watch>),
+}
+
+impl<'a> Output<'a> {
+    fn new(args: &'a Flows, names: Option<Names>) -> io::Result<Self> {
+        let terminal = io::stdout().is_terminal();
+        let out = || BufWriter::with_capacity(1 << 16, io::stdout());
+        let to = match args.output {
+            RecordOutput::Table if args.watch && terminal => To::Watch(Box::new(Watch::start(
+                args.sort.unwrap_or(SortKey::Octets),
+            )?)),
+            RecordOutput::Table if !args.watch => To::Lines(Box::new(Table::new(
+                out(),
+                terminal_width(),
+                !args.no_header,
+            ))),
+            RecordOutput::Table | RecordOutput::Json => To::Lines(Box::new(Json::new(out()))),
+            RecordOutput::Csv => To::Lines(Box::new(Csv::new(out(), !args.no_header))),
+        };
+        Ok(Self {
+            args,
+            names,
+            to,
+            shown: 0,
+            held: BTreeMap::new(),
+            seen: 0,
+            beyond: 0,
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        self.holds().is_none() && self.args.count.is_some_and(|count| self.shown >= count)
+    }
+
+    /// By what records are held back, if they are.
+    fn holds(&self) -> Option<SortKey> {
+        match self.to {
+            To::Lines(_) => self.args.sort,
+            To::Watch(_) => None,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.to {
+            To::Lines(lines) => lines.flush(),
+            To::Watch(_) => Ok(()),
+        }
+    }
+
+    fn hold(&mut self, record: FlowRecord, key: SortKey) {
+        let most = self
+            .args
+            .count
+            .and_then(|count| usize::try_from(count).ok())
+            .unwrap_or(SORTED)
+            .min(SORTED);
+        self.held
+            .insert((std::cmp::Reverse(rank(&record, key)), self.seen), record);
+        if self.held.len() > most {
+            self.held.pop_last();
+            self.beyond += 1;
+        }
+    }
+
+    /// Writes what was held back, and the rest of what was buffered.
+    fn finish(&mut self, say: Say) -> io::Result<()> {
+        if let To::Lines(lines) = &mut self.to {
+            for record in std::mem::take(&mut self.held).into_values() {
+                lines.record(&record)?;
+            }
+            lines.flush()?;
+        }
+        if self.beyond > 0 && self.args.count.is_none_or(|count| count > SORTED as u64) {
+            say.warn(format_args!(
+                "{} records are not shown: only the first {} are kept for --sort",
+                grouped(self.beyond),
+                grouped(SORTED as u64)
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The record as it is shown, or nothing if it is not wanted.
+fn named(names: Option<&Names>, containers: &[String], record: &FlowRecord) -> Option<FlowRecord> {
+    let mut record = record.clone();
+    if let Some(names) = names {
+        if !names.wanted(&record, containers) {
+            return None;
+        }
+        names.label(&mut record);
+    }
+    Some(record)
+}
+
+impl Sink for Output<'_> {
+    type Error = io::Error;
+
+    fn record(&mut self, record: &FlowRecord) -> io::Result<ControlFlow<()>> {
+        if self.is_full() {
+            return Ok(ControlFlow::Break(()));
+        }
+        self.seen += 1;
+        let Some(record) = named(self.names.as_ref(), &self.args.containers, record) else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let holds = self.holds();
+        match &mut self.to {
+            _ if let Some(key) = holds => self.hold(record, key),
+            To::Lines(lines) => {
+                lines.record(&record)?;
+                self.shown += 1;
+            }
+            To::Watch(watch) => {
+                watch.ended(record);
+                self.shown += 1;
+            }
+        }
+        Ok(if self.is_full() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        })
+    }
+}
+
+fn is_stdin(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+/// Files are read as one stream, in the order given.
+fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Result<()> {
+    let began = Instant::now();
+    let mut out = Output::new(args, None).map_err(|source| CliError::output(&source))?;
+    let mut totals = SourceStats::default();
+    let mut lost_before = 0;
+    let mut failed: Option<CliError> = None;
+    for file in &args.read {
+        let (read, shown) = if is_stdin(file) {
+            (
+                read_one(
+                    CaptureFile::new(io::stdin()),
+                    meter,
+                    &mut out,
+                    interrupt,
+                    &mut totals,
+                    &mut lost_before,
+                ),
+                "standard input".into(),
+            )
+        } else {
+            let shown = file.display().to_string();
+            let read = match CaptureFile::open(file) {
+                Ok(capture) => read_one(
+                    capture,
+                    meter,
+                    &mut out,
+                    interrupt,
+                    &mut totals,
+                    &mut lost_before,
+                ),
+                Err(error) => Err(Stop::Source(error)),
+            };
+            (read, shown)
+        };
+        match read {
+            Ok(ControlFlow::Continue(())) => {}
+            Ok(ControlFlow::Break(())) => break,
+            Err(Stop::Output(source)) => return Err(CliError::output(&source)),
+            Err(Stop::Source(error)) => {
+                let error = unreadable(&shown, &error);
+                if let Some(earlier) = failed.replace(error) {
+                    earlier.report();
+                }
+            }
+        }
+    }
+    if !out.is_full() {
+        meter
+            .finish(&mut out)
+            .map(|_| ())
+            .map_err(|source| CliError::output(&source))?;
+    }
+    out.finish(say)
+        .map_err(|source| CliError::output(&source))?;
+    if args.stats {
+        account(say, meter, &totals, began.elapsed());
+        if lost_before > 0 {
+            say.note(format_args!(
+                "the captures say that {} frames were lost before they were written",
+                grouped(lost_before)
+            ));
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Why reading stopped before the end.
+enum Stop {
+    Source(nvcapture::Error),
+    Output(io::Error),
+}
+
+fn read_one<R: Read>(
+    mut capture: CaptureFile<R>,
+    meter: &mut Meter,
+    out: &mut Output<'_>,
+    interrupt: &Interrupt,
+    totals: &mut SourceStats,
+    lost_before: &mut u64,
+) -> std::result::Result<ControlFlow<()>, Stop> {
+    let ended = loop {
+        let flow = match capture.next_block() {
+            Ok(Next::Block(block)) => meter.observe(block.frames(), out).map_err(Stop::Output),
+            Ok(Next::TimedOut) => Ok(ControlFlow::Continue(())),
+            Ok(Next::End) => break Ok(ControlFlow::Continue(())),
+            Err(error) => Err(Stop::Source(error)),
+        };
+        match flow {
+            Ok(ControlFlow::Continue(())) if !interrupt.is_asked() => {}
+            Ok(_) => break Ok(ControlFlow::Break(())),
+            Err(stop) => break Err(stop),
+        }
+    };
+    if let Ok(stats) = capture.stats() {
+        totals.frames += stats.frames;
+        totals.wire_octets += stats.wire_octets;
+        totals.truncated += stats.truncated;
+    }
+    *lost_before += capture
+        .interfaces()
+        .iter()
+        .map(|interface| interface.dropped)
+        .sum::<u64>();
+    ended
+}
+
+fn unreadable(file: &str, error: &nvcapture::Error) -> CliError {
+    match error {
+        nvcapture::Error::Damaged { .. } => {
+            CliError::new(format!("{file} was not read to its end"))
+                .caused_by(error)
+                .remedy("the records printed are of what came before the damage")
+        }
+        nvcapture::Error::Io { source, .. } => {
+            let told = CliError::new(format!("cannot read {file}")).because(source);
+            match source.kind() {
+                io::ErrorKind::NotFound => told.remedy("check the path"),
+                io::ErrorKind::PermissionDenied => told.remedy("check who may read the file"),
+                io::ErrorKind::IsADirectory => {
+                    told.remedy("name a file, or several by --read A --read B")
+                }
+                _ => told,
+            }
+        }
+        other => CliError::new(format!("cannot read {file}")).caused_by(other),
+    }
+}
+
+/// All attached containers, from nv-br.
+fn live(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Result<()> {
+    let names =
+        Names::read(host()?).map_err(|error| net("cannot read what is attached", &error))?;
+    if names.attached().is_empty() {
+        return Err(
+            CliError::new("nothing is attached, so there is nothing to meter")
+                .remedy("nvcli attach CONTAINER; or read a capture: nvcli flows --read FILE"),
+        );
+    }
+    for wanted in &args.containers {
+        let is_there = |a: &&nvnet::Attachment| {
+            crate::names::is_called(wanted, &a.workload.name, a.workload.container_id.as_deref())
+        };
+        if names.attached().iter().find(is_there).is_none() {
+            return Err(CliError::new(format!("{wanted} is not attached"))
+                .remedy(format!("nvcli attach {wanted}")));
+        }
+    }
+    let config = RingConfig {
+        snaplen: Some(args.snaplen.unwrap_or(SNAPLEN)),
+        ..RingConfig::default()
+    };
+    let mut ring = Ring::open(&config, BRIDGE).map_err(|error| no_ring(&error))?;
+    let began = Instant::now();
+    let until = args.duration.map(|duration| began + duration);
+    let mut out = Output::new(args, Some(names)).map_err(|source| CliError::output(&source))?;
+    if let To::Lines(_) = out.to {
+        say.note("metering; records come as connections end, Ctrl-C ends it with those still open");
+    }
+    let gone = metering(&mut ring, meter, &mut out, interrupt, until)?;
+    if !out.is_full() {
+        meter
+            .finish(&mut out)
+            .map(|_| ())
+            .map_err(|source| CliError::output(&source))?;
+    }
+    out.finish(say)
+        .map_err(|source| CliError::output(&source))?;
+    drop(out);
+    let totals = ring.stats().unwrap_or_default();
+    account(say, meter, &totals, began.elapsed());
+    if let Some(gone) = gone {
+        say.warn(format_args!(
+            "{}: everything was detached; the run ended there",
+            escape::text(&gone)
+        ));
+    }
+    Ok(())
+}
+
+/// Meters until the end is asked for; tells why when the interface ended it.
+fn metering(
+    ring: &mut Ring,
+    meter: &mut Meter,
+    out: &mut Output<'_>,
+    interrupt: &Interrupt,
+    until: Option<Instant>,
+) -> Result<Option<String>> {
+    let output = |source: io::Error| CliError::output(&source);
+    let mut stopped = false;
+    let mut due = Instant::now() + TICK;
+    loop {
+        match ring.next_block(Some(TICK)) {
+            Ok(Next::Block(block)) => {
+                let _full = meter.observe(block.frames(), out).map_err(output)?;
+            }
+            Ok(Next::TimedOut) => {}
+            Ok(Next::End) => return Ok(None),
+            Err(error @ nvcapture::Error::InterfaceGone { .. }) => {
+                return Ok(Some(error.to_string()));
+            }
+            // It may come up again, and somebody took it down on purpose.
+            Err(nvcapture::Error::InterfaceDown { .. }) => {}
+            Err(
+                error @ (nvcapture::Error::Malformed { .. } | nvcapture::Error::Incomplete { .. }),
+            ) => {
+                tracing::warn!("{error}");
+            }
+            Err(error) => {
+                return Err(
+                    CliError::new(format!("cannot read {BRIDGE} any longer")).caused_by(&error)
+                );
+            }
+        }
+        if out.is_full() {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        if now < due {
+            continue;
+        }
+        due = now + TICK;
+        // Whether the sink is full is asked of itself, above.
+        let _full = meter.expire(frame_clock(), out).map_err(output)?;
+        if let Some(names) = &mut out.names {
+            // What was known stays good enough until the kernel answers again.
+            if let Err(error) = names.refresh() {
+                tracing::warn!("cannot read what is attached: {error}");
+            }
+        }
+        draw(ring, meter, out).map_err(output)?;
+        out.flush().map_err(output)?;
+        if !stopped && (interrupt.is_asked() || until.is_some_and(|until| now >= until)) {
+            ring.stop().map_err(|error| {
+                CliError::new(format!("cannot end the reading of {BRIDGE}")).caused_by(&error)
+            })?;
+            stopped = true;
+        }
+    }
+}
+
+/// The time up to which all frames are here.
+fn frame_clock() -> Timestamp {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .saturating_sub(LATENESS);
+    Timestamp::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn draw(ring: &mut Ring, meter: &Meter, out: &mut Output<'_>) -> io::Result<()> {
+    let To::Watch(watch) = &mut out.to else {
+        return Ok(());
+    };
+    if !watch.is_due() {
+        return Ok(());
+    }
+    let source = ring.stats().unwrap_or_default();
+    let metered = meter.stats();
+    let attached = out.names.as_ref().map_or(0, |names| names.attached().len());
+    let mut text = format!(
+        "nvcli: {attached} interfaces, {} connections open, {} frames, {} octets",
+        grouped(metered.connections),
+        count(metered.frames),
+        count(source.wire_octets)
+    );
+    if source.dropped + metered.refused > 0 {
+        text.push_str(&format!(
+            ", LOST: {} dropped, {} refused",
+            grouped(source.dropped),
+            grouped(metered.refused)
+        ));
+    }
+    text.push_str("   Ctrl-C ends");
+    let (names, containers) = (out.names.as_ref(), &out.args.containers);
+    watch.draw(meter, &Summary { text }, |record| {
+        named(names, containers, record)
+    })
+}
+
+fn no_ring(error: &nvcapture::Error) -> CliError {
+    let told = CliError::new(format!("cannot read {BRIDGE}")).caused_by(error);
+    match error {
+        nvcapture::Error::NoInterface { .. } => {
+            told.remedy("nvcli attach CONTAINER; nvcli repair if something is half-done")
+        }
+        nvcapture::Error::Socket { .. } => told.remedy("run it as root (CAP_NET_RAW is needed)"),
+        _ => told.remedy("nvcli doctor"),
+    }
+}
+
+/// Tells where every frame went, and how fast.
+fn account(say: Say, meter: &Meter, source: &SourceStats, took: Duration) {
+    let stats = meter.stats();
+    say.note(format_args!(
+        "{} frames read = {} metered + {} not IP + {} unparsed + {} refused; {} dropped by the kernel; {} cut",
+        grouped(stats.frames),
+        grouped(stats.metered),
+        grouped(stats.not_ip),
+        grouped(stats.unparsed),
+        grouped(stats.refused),
+        grouped(source.dropped),
+        grouped(source.truncated),
+    ));
+    let evicted = stats.evicted_ended + stats.evicted_embryonic + stats.evicted_idle;
+    say.note(format_args!(
+        "{} connections, {} at the same time at most, {} evicted; {} octets on the wire",
+        grouped(stats.opened),
+        grouped(stats.high_water),
+        grouped(evicted),
+        grouped(source.wire_octets),
+    ));
+    let rate = |seconds: f64| {
+        if seconds > 0.0 {
+            format!("{:.2} M", stats.frames as f64 / seconds / 1e6)
+        } else {
+            "any number of".to_owned()
+        }
+    };
+    let cpu = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).map_or(
+        0.0,
+        |usage| {
+            let seconds =
+                |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+            seconds(usage.user_time()) + seconds(usage.system_time())
+        },
+    );
+    say.note(format_args!(
+        "{:.3} s, {:.3} s of CPU: {} frames a second, {} a CPU-second",
+        took.as_secs_f64(),
+        cpu,
+        rate(took.as_secs_f64()),
+        rate(cpu),
+    ));
+}

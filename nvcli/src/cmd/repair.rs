@@ -1,0 +1,47 @@
+//! `nvcli repair`: clears away what a killed run left half-done.
+
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+
+use crate::args::{ListOutput, Repair};
+use crate::escape;
+use crate::exit::{CliError, Result, Say};
+use crate::open::{host, net};
+use crate::signals::uninterrupted;
+
+#[derive(Serialize)]
+struct Line<'a> {
+    what: &'a str,
+    done: &'a str,
+}
+
+/// Repairs, and prints what was repaired.
+pub(crate) fn run(args: &Repair, say: Say) -> Result<()> {
+    let host = host()?;
+    let repaired = uninterrupted(|| nvnet::repair(&host))
+        .map_err(|error| net("cannot repair everything", &error))?;
+    if repaired.is_empty() {
+        say.note("nothing to repair");
+    }
+    let write = || -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        for item in &repaired {
+            match args.output {
+                ListOutput::Table => writeln!(out, "{}", escape::text(&item.to_string()))?,
+                ListOutput::Json => {
+                    escape::json(
+                        &mut out,
+                        &Line {
+                            what: &item.what,
+                            done: &item.done,
+                        },
+                    )?;
+                    out.write_all(b"\n")?;
+                }
+            }
+        }
+        out.flush()
+    };
+    write().map_err(|source| CliError::output(&source))
+}

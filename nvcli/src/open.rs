@@ -1,0 +1,92 @@
+//! From a target to its network namespace and the name its attachments get.
+
+use nvnet::{Netns, Workload};
+
+use crate::container::Engine;
+use crate::escape;
+use crate::exit::{CliError, Result, Say};
+use crate::target::Target;
+
+/// What nvnet says, as the causes of `what`.
+pub(crate) fn net(what: impl Into<String>, error: &nvnet::Error) -> CliError {
+    let told = CliError::new(what);
+    let told = match error {
+        nvnet::Error::Undone { undone, source } => told.caused_by(source.as_ref()).undone(format!(
+            "{undone} of {undone} changes; the container is as it was"
+        )),
+        nvnet::Error::RollbackIncomplete { source, .. } => told.caused_by(source.as_ref()),
+        other => told.caused_by(other),
+    };
+    let told = told.left(error.left().iter().cloned());
+    match error.remedy() {
+        Some(remedy) => told.remedy(remedy),
+        None => told,
+    }
+}
+
+/// The namespace nvcli runs in, which nv-br is in.
+pub(crate) fn host() -> Result<Netns> {
+    Netns::current().map_err(|error| net("cannot open the host's network namespace", &error))
+}
+
+/// Opens targets; talks to the engine only if a container is among them, and connects once.
+#[derive(Debug, Default)]
+pub(crate) struct Opener {
+    engine: Option<Engine>,
+}
+
+impl Opener {
+    /// The namespace of `target`, and whose it is.
+    pub(crate) fn open(&mut self, target: &Target, say: Say) -> Result<(Netns, Workload)> {
+        let cannot = |error: nvnet::Error| net(format!("cannot open {target}"), &error);
+        let plain = || Workload {
+            name: target.to_string(),
+            ..Workload::default()
+        };
+        match target {
+            Target::Container(name) => self.container(name, say),
+            Target::Pid(pid) => {
+                let netns = Netns::of_pid(*pid).map_err(cannot)?;
+                Ok((
+                    netns,
+                    Workload {
+                        pid: Some(*pid),
+                        ..plain()
+                    },
+                ))
+            }
+            Target::NetnsName(name) => Ok((Netns::named(name).map_err(cannot)?, plain())),
+            Target::NetnsPath(path) => Ok((Netns::at_path(path).map_err(cannot)?, plain())),
+        }
+    }
+
+    fn container(&mut self, wanted: &str, say: Say) -> Result<(Netns, Workload)> {
+        let engine = match &mut self.engine {
+            Some(engine) => engine,
+            none => none.insert(Engine::connect()?),
+        };
+        let found = engine.find(wanted)?;
+        let cannot = |error: nvnet::Error| {
+            net(
+                format!("cannot open the network of container {}", found.name),
+                &error,
+            )
+        };
+        let netns = Netns::of_pid(found.pid)
+            .map_err(cannot)?
+            .labelled(&found.name);
+        engine.still_is(&found)?;
+        if let Some(by) = &found.shared_by {
+            let (by, name) = (escape::text(by), escape::text(&found.name));
+            say.note(format!(
+                "note: {by} shares the network of {name}; both are seen as {name}"
+            ));
+        }
+        let workload = Workload {
+            name: found.name,
+            container_id: Some(found.id),
+            pid: Some(found.pid),
+        };
+        Ok((netns, workload))
+    }
+}
