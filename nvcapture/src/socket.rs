@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
+
 use crate::bpf::{self, BpfInsn};
 use crate::sys::{abi, sockopt};
 use crate::{Error, Fanout, FanoutMode, LinkType, RingConfig, RingGeometry};
@@ -51,13 +53,20 @@ impl Interface<'_> {
                     source: errno.into(),
                 }),
             },
-            Self::Index(ifindex) => match nix::net::if_::if_indextoname(ifindex) {
-                Ok(name) => Ok((ifindex, name.to_string_lossy().into_owned())),
-                Err(errno) => Err(Error::NoInterface {
-                    interface: format!("ifindex {ifindex}"),
-                    source: errno.into(),
-                }),
-            },
+            Self::Index(ifindex) => {
+                let name = match nix::net::if_::if_indextoname(ifindex) {
+                    // nix 0.31 takes the null pointer of a failure for success.
+                    Ok(name) if name.is_empty() => Err(Errno::ENXIO),
+                    name => name,
+                };
+                match name {
+                    Ok(name) => Ok((ifindex, name.to_string_lossy().into_owned())),
+                    Err(errno) => Err(Error::NoInterface {
+                        interface: format!("ifindex {ifindex}"),
+                        source: errno.into(),
+                    }),
+                }
+            }
         }
     }
 }

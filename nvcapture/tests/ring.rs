@@ -1,0 +1,633 @@
+//! Rings in namespaces of their own: every frame that the interface counted is handed out or counted as lost.
+
+mod common;
+
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Pair, Sender, in_netns, needing, privileged, received, send_raw};
+use libtest_mimic::{Arguments, Failed};
+use nvcapture::{
+    BpfInsn, CaptureFile, CaptureWriter, Error, Fanout, FanoutMode, InterfaceDescription, Next,
+    PacketType, Ring, RingConfig, SourceStats, VlanTag,
+};
+
+type Test = Result<(), Failed>;
+
+/// Ethernet, IPv4 and UDP headers.
+const HEADERS: usize = 14 + 20 + 8;
+/// Asks this program, run by somebody without privileges, to open a ring and say what it got.
+const CHILD: &str = "NV_RING_TEST_CHILD";
+
+fn main() -> std::process::ExitCode {
+    if std::env::var_os(CHILD).is_some() {
+        match Ring::open(&RingConfig::default(), "lo") {
+            Ok(_) => println!("opened"),
+            Err(error) => println!("{error}"),
+        }
+        return std::process::ExitCode::SUCCESS;
+    }
+    let mut arguments = Arguments::from_args();
+    // They count what the process has open.
+    arguments.test_threads = Some(1);
+    // Where this fails, each test says that it needs a namespace.
+    let _ = common::become_root();
+    let trials = vec![
+        privileged("every_frame_is_handed_out", every_frame_is_handed_out),
+        privileged(
+            "frames_tell_what_the_kernel_knew",
+            frames_tell_what_the_kernel_knew,
+        ),
+        privileged("a_block_looked_at_twice_or_never_counts_once", counts_once),
+        privileged("snaplen_cuts_in_the_kernel", snaplen_cuts_in_the_kernel),
+        privileged("vlan_tag_comes_beside_the_octets", vlan_tag),
+        privileged("outgoing_frames_can_be_left_out", outgoing),
+        privileged(
+            "a_full_ring_counts_what_it_drops",
+            a_full_ring_counts_what_it_drops,
+        ),
+        privileged("fanout_shares_without_loss_or_double", fanout),
+        privileged(
+            "a_filter_is_there_before_the_first_frame",
+            filter_before_first_frame,
+        ),
+        privileged("a_filter_may_compute_its_answer", filter_computes),
+        privileged("a_filter_the_kernel_refuses_is_named", filter_refused),
+        privileged("missing_interface_is_named", missing_interface),
+        privileged("interface_that_is_down_is_named", interface_down_at_open),
+        privileged("interface_goes_down_and_up_again", down_and_up),
+        privileged("interface_removed_while_waiting", removed),
+        privileged("waiting_ends_in_time_without_frames", waiting_ends),
+        privileged("a_ring_can_move_to_another_thread_and_namespace", moves),
+        privileged("opened_1000_times_leaves_nothing", leaves_nothing),
+        needing(
+            "without_privilege_the_error_says_what_is_missing",
+            "other uid",
+            probe_uid,
+            unprivileged,
+        ),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn small() -> RingConfig {
+    RingConfig {
+        block_size: 1 << 18,
+        block_nr: 8,
+        retire_blk_tov: Duration::from_millis(10),
+        ..RingConfig::default()
+    }
+}
+
+/// Reads to the end and returns the lengths kept of all frames; the ring must have been stopped.
+fn drain(ring: &mut Ring) -> Result<Vec<usize>, Error> {
+    let mut kept = Vec::new();
+    loop {
+        match ring.next_block(None)? {
+            Next::Block(block) => kept.extend(block.frames().map(|frame| frame.octets().len())),
+            Next::TimedOut => {}
+            Next::End => return Ok(kept),
+        }
+    }
+}
+
+fn finish(ring: &mut Ring) -> Result<(Vec<usize>, SourceStats), Error> {
+    ring.stop()?;
+    let kept = drain(ring)?;
+    Ok((kept, ring.stats()?))
+}
+
+fn every_frame_is_handed_out() -> Test {
+    let _pair = Pair::new()?;
+    let before = received("right")?;
+    let mut ring = Ring::open(&small(), "right")?;
+    let sender = Sender::new()?;
+    // More than the ring holds, so it is read in between.
+    let mut seen = 0;
+    for _ in 0..50 {
+        sender.send(200, 1000)?;
+        while let Next::Block(block) = ring.next_block(Some(Duration::ZERO))? {
+            seen += block.frames().count();
+        }
+    }
+    let (kept, stats) = finish(&mut ring)?;
+    let after = received("right")?;
+    assert_eq!(seen + kept.len(), 10_000);
+    assert_eq!(stats.frames, 10_000);
+    assert_eq!(stats.frames, after.0 - before.0);
+    assert_eq!(stats.wire_octets, after.1 - before.1);
+    assert_eq!(stats.wire_octets, 10_000 * (1000 + HEADERS) as u64);
+    assert_eq!((stats.dropped, stats.truncated), (0, 0));
+    // Stopped is stopped.
+    sender.send(10, 10)?;
+    assert!(matches!(ring.next_block(None)?, Next::End));
+    assert_eq!(ring.stats()?, stats);
+    Ok(())
+}
+
+fn frames_tell_what_the_kernel_knew() -> Test {
+    let pair = Pair::new()?;
+    let mut ring = Ring::open(&small(), pair.right)?;
+    assert_eq!((ring.interface(), ring.ifindex()), ("right", pair.right));
+    let clock = std::time::SystemTime::now();
+    Sender::new()?.send(3, 100)?;
+    ring.stop()?;
+    let mut last = nvcapture::Timestamp::ZERO;
+    let mut frames = 0;
+    while let Next::Block(block) = ring.next_block(None)? {
+        for frame in block.frames() {
+            frames += 1;
+            let meta = frame.meta();
+            assert_eq!(meta.interface, pair.right);
+            assert_eq!(meta.packet_type, Some(PacketType::Broadcast));
+            assert_eq!(meta.vlan, None);
+            assert!(
+                meta.checksum_not_ready,
+                "veth leaves checksums to the device"
+            );
+            assert_eq!(frame.wire_len() as usize, 100 + HEADERS);
+            assert_eq!(frame.octets()[..6], [0xff; 6]);
+            assert_eq!(frame.octets()[12..14], [8, 0]);
+            assert_eq!(frame.octets()[HEADERS..], [0x5a; 100]);
+            assert!(frame.timestamp() >= last);
+            last = frame.timestamp();
+        }
+    }
+    assert_eq!(frames, 3);
+    let sent = clock.duration_since(std::time::UNIX_EPOCH)?.as_nanos();
+    let apart = u128::from(last.as_nanos()).abs_diff(sent);
+    assert!(
+        apart < 3_600_000_000_000,
+        "nanoseconds since the epoch: {apart} apart"
+    );
+    Ok(())
+}
+
+fn counts_once() -> Test {
+    let _pair = Pair::new()?;
+    let mut ring = Ring::open(&small(), "right")?;
+    let sender = Sender::new()?;
+    sender.send(10, 100)?;
+    ring.stop()?;
+    let mut blocks = 0;
+    while let Next::Block(block) = ring.next_block(None)? {
+        blocks += 1;
+        assert_eq!(block.frames().count(), block.len());
+        assert_eq!(block.frames().take(2).count(), 2.min(block.len()));
+        assert_eq!(block.frames().count(), block.len());
+    }
+    assert!(blocks > 0);
+    assert_eq!(ring.stats()?.frames, 10);
+
+    let mut ring = Ring::open(&small(), "right")?;
+    sender.send(10, 100)?;
+    ring.stop()?;
+    while let Next::Block(block) = ring.next_block(None)? {
+        let _ = block.frames().next();
+    }
+    let stats = ring.stats()?;
+    assert_eq!(stats.frames, 10);
+    assert_eq!(stats.wire_octets, 10 * (100 + HEADERS) as u64);
+    Ok(())
+}
+
+fn snaplen_cuts_in_the_kernel() -> Test {
+    let _pair = Pair::new()?;
+    let config = RingConfig {
+        snaplen: Some(64),
+        ..small()
+    };
+    let mut ring = Ring::open(&config, "right")?;
+    let sender = Sender::new()?;
+    sender.send(5, 1000)?;
+    sender.send(2, 64 - HEADERS)?;
+    let (kept, stats) = finish(&mut ring)?;
+    assert_eq!(kept, [64; 7]);
+    assert_eq!(stats.truncated, 5);
+    assert_eq!(stats.wire_octets, 5 * (1000 + HEADERS) as u64 + 2 * 64);
+    Ok(())
+}
+
+fn vlan_tag() -> Test {
+    let _pair = Pair::new()?;
+    let mut ring = Ring::open(&small(), "right")?;
+    let addresses = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat();
+    let inside = [&[0x88, 0xb5][..], &[0x5a; 60]].concat();
+    let tags = [[0x81, 0, 0x60, 42], [0x88, 0xa8, 0x0f, 0xff]];
+    let frames: Vec<_> = tags
+        .iter()
+        .map(|tag| [&addresses[..], tag, &inside].concat())
+        .collect();
+    for frame in &frames {
+        send_raw("left", frame)?;
+    }
+    ring.stop()?;
+    let mut writer = CaptureWriter::new(Vec::new(), "test")?;
+    let right = writer.add_interface(&InterfaceDescription::default())?;
+    let mut seen = Vec::new();
+    while let Next::Block(block) = ring.next_block(None)? {
+        for frame in block.frames() {
+            assert_eq!(frame.octets(), [&addresses[..], &inside].concat());
+            assert_eq!(frame.wire_len() as usize, frame.octets().len());
+            writer.write(right, &frame)?;
+            seen.push(frame.meta().vlan.ok_or("no tag")?);
+        }
+    }
+    let expected = [(0x8100, 0x602a), (0x88a8, 0x0fff)].map(|(tpid, tci)| VlanTag { tpid, tci });
+    assert_eq!(seen, expected);
+    // In a file the tag is where it was on the wire.
+    let file = writer.finish()?;
+    let mut file = CaptureFile::new(&file[..]);
+    let mut written = Vec::new();
+    while let Next::Block(block) = file.next_block()? {
+        for frame in block.frames() {
+            assert_eq!(frame.wire_len() as usize, frame.octets().len());
+            assert_eq!(frame.meta().packet_type, Some(PacketType::Broadcast));
+            written.push(frame.octets().to_vec());
+        }
+    }
+    assert_eq!(written, frames);
+    Ok(())
+}
+
+fn outgoing() -> Test {
+    let _pair = Pair::new()?;
+    let with = RingConfig {
+        ignore_outgoing: true,
+        ..small()
+    };
+    let grouped = RingConfig {
+        fanout: Some(Fanout {
+            group: 7,
+            mode: FanoutMode::Hash,
+            defrag: false,
+        }),
+        ..with.clone()
+    };
+    let mut all = Ring::open(&small(), "left")?;
+    let mut incoming = Ring::open(&with, "left")?;
+    let mut shared = Ring::open(&grouped, "left")?;
+    Sender::new()?.send(5, 100)?;
+    all.stop()?;
+    let mut frames = 0;
+    while let Next::Block(block) = all.next_block(None)? {
+        for frame in block.frames() {
+            frames += 1;
+            assert_eq!(frame.meta().packet_type, Some(PacketType::Outgoing));
+        }
+    }
+    assert_eq!(frames, 5);
+    assert_eq!(finish(&mut incoming)?.0.len(), 0);
+    assert_eq!(finish(&mut shared)?.0.len(), 0);
+    Ok(())
+}
+
+fn a_full_ring_counts_what_it_drops() -> Test {
+    let _pair = Pair::new()?;
+    let config = RingConfig {
+        block_size: 1 << 17,
+        block_nr: 2,
+        ..small()
+    };
+    let mut ring = Ring::open(&config, "right")?;
+    let sender = Sender::new()?;
+    sender.send(2000, 1000)?;
+    // Read in the middle: what the kernel resets at each reading is added up.
+    let first = ring.stats()?;
+    assert!(first.dropped > 0);
+    sender.send(2000, 1000)?;
+    let (kept, stats) = finish(&mut ring)?;
+    assert!(stats.dropped > first.dropped);
+    assert!(stats.freezes > 0);
+    assert_eq!(stats.frames, kept.len() as u64);
+    assert_eq!(stats.frames + stats.dropped, 4000);
+    Ok(())
+}
+
+fn fanout() -> Test {
+    let _pair = Pair::new()?;
+    let config = RingConfig {
+        fanout: Some(Fanout {
+            group: 3,
+            mode: FanoutMode::Hash,
+            defrag: false,
+        }),
+        ..small()
+    };
+    let mut rings = [Ring::open(&config, "right")?, Ring::open(&config, "right")?];
+    // Another source port each: other connections.
+    for _ in 0..64 {
+        Sender::new()?.send(3, 100)?;
+    }
+    let mut frames = Vec::new();
+    for ring in &mut rings {
+        let (kept, stats) = finish(ring)?;
+        assert_eq!(stats.dropped, 0);
+        frames.push(kept.len());
+    }
+    assert_eq!(frames.iter().sum::<usize>(), 64 * 3, "{frames:?}");
+    assert!(frames.iter().all(|&frames| frames > 0), "{frames:?}");
+    assert!(
+        frames.iter().all(|&frames| frames % 3 == 0),
+        "a connection was split: {frames:?}"
+    );
+
+    let other = RingConfig {
+        fanout: Some(Fanout {
+            group: 3,
+            mode: FanoutMode::Cpu,
+            defrag: false,
+        }),
+        ..small()
+    };
+    let error = Ring::open(&other, "right").unwrap_err().to_string();
+    assert!(
+        error.contains("PACKET_FANOUT") && error.contains("group 3"),
+        "{error}"
+    );
+    Ok(())
+}
+
+/// Wants UDP datagrams to `port` and keeps what `answer` says of them.
+fn to_port(port: u32, answer: &[BpfInsn]) -> Vec<BpfInsn> {
+    let insn = |code, jt, jf, k| BpfInsn { code, jt, jf, k };
+    let mut program = vec![
+        insn(0x28, 0, 0, 12),
+        insn(0x15, 0, 4, 0x0800),
+        insn(0x30, 0, 0, 23),
+        insn(0x15, 0, 2, 17),
+        insn(0x28, 0, 0, 36), // no IP options here
+        insn(0x15, 1, 0, port),
+        insn(0x06, 0, 0, 0),
+    ];
+    program.extend_from_slice(answer);
+    program
+}
+
+const KEEP: BpfInsn = BpfInsn {
+    code: 0x06,
+    jt: 0,
+    jf: 0,
+    k: 0xffff,
+};
+
+fn filter_before_first_frame() -> Test {
+    let _pair = Pair::new()?;
+    let config = RingConfig {
+        filter: Some(to_port(4242, &[KEEP])),
+        snaplen: Some(50),
+        ..small()
+    };
+    let sender = Sender::new()?;
+    let (done, until) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| -> Test {
+        // Frames that no ring wants, all the time, the moment of opening included.
+        let noise = scope.spawn(move || -> std::io::Result<u64> {
+            let mut sent = 0;
+            while let Err(std::sync::mpsc::TryRecvError::Empty) = until.try_recv() {
+                sender.send_to(4243, 1, 100)?;
+                sent += 1;
+            }
+            Ok(sent)
+        });
+        let wanted = Sender::new()?;
+        let before = received("right")?.0;
+        while received("right")?.0 < before + 100 {
+            std::thread::yield_now();
+        }
+        for _ in 0..100 {
+            let mut ring = Ring::open(&config, "right")?;
+            wanted.send_to(4242, 1, 100)?;
+            let (kept, stats) = finish(&mut ring)?;
+            assert_eq!(kept, [50]);
+            assert_eq!((stats.frames, stats.dropped), (1, 0));
+        }
+        drop(done);
+        assert!(noise.join().map_err(|_| "the sender panicked")?? > 100);
+        Ok(())
+    })
+}
+
+fn filter_computes() -> Test {
+    let _pair = Pair::new()?;
+    let sender = Sender::new()?;
+    // The answer is the port number found in the frame: `ld [36:2]; ret a`.
+    let insn = |code, jt, jf, k| BpfInsn { code, jt, jf, k };
+    let answer = [insn(0x28, 0, 0, 36), insn(0x16, 0, 0, 0)];
+    for (snaplen, kept) in [(None, [60, 60]), (Some(50), [50, 50]), (Some(80), [60, 60])] {
+        let config = RingConfig {
+            filter: Some(to_port(60, &answer)),
+            snaplen,
+            ..small()
+        };
+        let mut ring = Ring::open(&config, "right")?;
+        sender.send_to(60, 2, 100)?;
+        sender.send_to(61, 2, 100)?;
+        assert_eq!(finish(&mut ring)?.0, kept);
+    }
+    // The accumulator is 0 at the start, whatever is put before the program: nothing is kept.
+    let config = RingConfig {
+        filter: Some(vec![insn(0x16, 0, 0, 0)]),
+        ignore_outgoing: true,
+        ..small()
+    };
+    let mut ring = Ring::open(&config, "right")?;
+    sender.send(2, 100)?;
+    assert_eq!(finish(&mut ring)?.0.len(), 0);
+    Ok(())
+}
+
+fn filter_refused() -> Test {
+    let _pair = Pair::new()?;
+    let jumps_out = BpfInsn {
+        code: 0x05,
+        jt: 0,
+        jf: 0,
+        k: 100,
+    };
+    let config = RingConfig {
+        filter: Some(vec![jumps_out, KEEP]),
+        ..small()
+    };
+    let error = Ring::open(&config, "right").unwrap_err();
+    assert!(error.to_string().contains("SO_ATTACH_FILTER"), "{error}");
+    Ok(())
+}
+
+fn missing_interface() -> Test {
+    let error = Ring::open(&small(), "eth7").unwrap_err();
+    assert!(matches!(error, Error::NoInterface { .. }));
+    assert!(error.to_string().contains("eth7"), "{error}");
+    let error = Ring::open(&small(), 4711).unwrap_err();
+    assert!(error.to_string().contains("ifindex 4711"), "{error}");
+    for odd in ["", "a\0b", "a name that is far too long for the kernel"] {
+        assert!(matches!(
+            Ring::open(&small(), odd),
+            Err(Error::NoInterface { .. })
+        ));
+    }
+    Ok(())
+}
+
+fn interface_down_at_open() -> Test {
+    let pair = Pair::new()?;
+    pair.set_down("right")?;
+    let error = Ring::open(&small(), "right").unwrap_err();
+    assert!(matches!(&error, Error::InterfaceDown { interface } if interface == "right"));
+    Ok(())
+}
+
+/// Reads until the ring fails; the frames before that.
+fn until_error(ring: &mut Ring) -> Result<(usize, Error), Failed> {
+    let mut frames = 0;
+    loop {
+        match ring.next_block(Some(Duration::from_secs(20))) {
+            Ok(Next::Block(block)) => frames += block.frames().count(),
+            Ok(other) => return Err(format!("{other:?} instead of an error").into()),
+            Err(error) => return Ok((frames, error)),
+        }
+    }
+}
+
+fn down_and_up() -> Test {
+    let pair = Pair::new()?;
+    let mut ring = Ring::open(&small(), "right")?;
+    let sender = Sender::new()?;
+    sender.send(5, 100)?;
+    pair.set_down("right")?;
+    let (frames, error) = until_error(&mut ring)?;
+    assert_eq!(frames, 5, "what came before is handed out first");
+    assert!(
+        matches!(&error, Error::InterfaceDown { interface } if interface == "right"),
+        "{error}"
+    );
+    // Told once; then the ring waits for better times.
+    assert!(matches!(
+        ring.next_block(Some(Duration::ZERO))?,
+        Next::TimedOut
+    ));
+    pair.set_up("right")?;
+    sender.send(5, 100)?;
+    let (kept, stats) = finish(&mut ring)?;
+    assert_eq!((kept.len(), stats.frames), (5, 10));
+    Ok(())
+}
+
+fn removed() -> Test {
+    let pair = Pair::new()?;
+    let mut ring = Ring::open(&small(), "right")?;
+    Sender::new()?.send(5, 100)?;
+    std::thread::scope(|scope| -> Test {
+        let deleting = scope.spawn(|| pair.delete());
+        let (frames, error) = until_error(&mut ring)?;
+        assert_eq!(frames, 5);
+        // Removal sets it down first; either may be seen.
+        let error = match error {
+            Error::InterfaceDown { .. } => until_error(&mut ring)?.1,
+            error => error,
+        };
+        assert!(
+            matches!(&error, Error::InterfaceGone { interface } if interface == "right"),
+            "{error}"
+        );
+        // And so it stays.
+        assert!(matches!(
+            until_error(&mut ring)?.1,
+            Error::InterfaceGone { .. }
+        ));
+        deleting.join().map_err(|_| "deleting panicked")??;
+        Ok(())
+    })
+}
+
+fn waiting_ends() -> Test {
+    let _pair = Pair::new()?;
+    let mut ring = Ring::open(&small(), "right")?;
+    for wait in [
+        Duration::ZERO,
+        Duration::from_micros(1),
+        Duration::from_millis(3),
+    ] {
+        assert!(matches!(ring.next_block(Some(wait))?, Next::TimedOut));
+    }
+    let config = RingConfig {
+        busy_poll: Duration::from_secs(3600),
+        ..small()
+    };
+    let mut ring = Ring::open(&config, "right")?;
+    assert!(matches!(
+        ring.next_block(Some(Duration::from_millis(3)))?,
+        Next::TimedOut
+    ));
+    ring.stop()?;
+    assert!(matches!(ring.next_block(None)?, Next::End));
+    Ok(())
+}
+
+fn moves() -> Test {
+    let _pair = Pair::new()?;
+    let mut ring = Ring::open(&small(), "right")?;
+    Sender::new()?.send(5, 100)?;
+    let stats = in_netns(move || finish(&mut ring).map(|(_, stats)| stats))??;
+    assert_eq!(stats.frames, 5);
+    Ok(())
+}
+
+fn leaves_nothing() -> Test {
+    let _pair = Pair::new()?;
+    let open = || -> std::io::Result<(usize, usize)> {
+        let fds = std::fs::read_dir("/proc/self/fd")?.count();
+        let maps = std::fs::read_to_string("/proc/self/maps")?;
+        Ok((
+            fds,
+            maps.lines().filter(|line| line.contains("socket:")).count(),
+        ))
+    };
+    let before = open()?;
+    // Refused late: the ring is mapped and bound by then.
+    let refused = RingConfig {
+        filter: Some(vec![BpfInsn {
+            code: 0xffff,
+            ..KEEP
+        }]),
+        ..small()
+    };
+    for round in 0..1000 {
+        let ring = Ring::open(&small(), "right")?;
+        assert_eq!(open()?.1, before.1 + 1);
+        let _ = ring.as_fd();
+        drop(ring);
+        if round % 20 == 0 {
+            assert!(Ring::open(&refused, "right").is_err());
+        }
+    }
+    assert_eq!(open()?, before);
+    Ok(())
+}
+
+/// This program, run by nobody.
+fn as_nobody() -> Result<String, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let output = Command::new(program)
+        .env(CHILD, "1")
+        .uid(65_534)
+        .gid(65_534)
+        .output()
+        .map_err(|error| format!("run as uid 65534: {error}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn probe_uid() -> Result<(), String> {
+    as_nobody().map(drop)
+}
+
+fn unprivileged() -> Test {
+    let said = as_nobody()?;
+    assert!(
+        said.contains("packet socket") && said.contains("CAP_NET_RAW"),
+        "{said}"
+    );
+    Ok(())
+}
