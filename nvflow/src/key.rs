@@ -56,7 +56,7 @@ impl FlowKey {
     /// The key of a frame with `headers`, and which way the frame goes.
     ///
     /// `observation_point` is the id its marker address carries; `with_vlan` tells VLANs apart.
-    #[inline]
+    #[inline(always)]
     pub fn of(
         headers: &Headers<'_>,
         observation_point: Option<u16>,

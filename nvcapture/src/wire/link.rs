@@ -1,13 +1,25 @@
 //! From the link header to the IP packet: Ethernet, tags, label stacks, and the link types that are not Ethernet.
 
-use super::{Ethernet, Headers, Layer, Link, Rest, WireError, ether_type, ip, ipv4, ipv6};
+use super::{
+    Ethernet, Headers, Layer, Link, Rest, WireError, ether_type, ip, ipv4, ipv4_inline, ipv6,
+    ipv6_inline,
+};
 use crate::{LinkType, VlanTag};
 
 /// More tags than any real frame has; bounds the walk over one that is made of them.
 const MOST_TAGS: usize = 16;
 
-#[inline]
-pub(super) fn ethernet<'f>(mut link: Link<'f>, rest: Rest<'f>) -> Result<Headers<'f>, WireError> {
+/// Reads an Ethernet frame, where speed does not matter.
+pub(super) fn ethernet<'f>(link: Link<'f>, rest: Rest<'f>) -> Result<Headers<'f>, WireError> {
+    ethernet_inline(link, rest)
+}
+
+/// Reads an Ethernet frame, in the place of the call.
+#[inline(always)]
+pub(super) fn ethernet_inline<'f>(
+    mut link: Link<'f>,
+    rest: Rest<'f>,
+) -> Result<Headers<'f>, WireError> {
     let Some(head) = rest.octets.first_chunk() else {
         return Err(rest.truncated(Layer::Link, 14));
     };
@@ -15,8 +27,8 @@ pub(super) fn ethernet<'f>(mut link: Link<'f>, rest: Rest<'f>) -> Result<Headers
     link.ethernet.get_or_insert(ethernet);
     let rest = rest.after(14);
     match ethernet.ether_type() {
-        ether_type::IPV4 => ipv4(link, rest),
-        ether_type::IPV6 => ipv6(link, rest),
+        ether_type::IPV4 => ipv4_inline(link, rest),
+        ether_type::IPV6 => ipv6_inline(link, rest),
         // One tag is common enough to be worth its own line.
         0x8100 => match rest.octets.first_chunk() {
             Some(&[a, b, 0x08, 0x00]) => ipv4(tagged(link, 0x8100, [a, b]), rest.after(4)),

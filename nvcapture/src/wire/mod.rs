@@ -179,7 +179,7 @@ impl<'f> Headers<'f> {
     /// Reads the headers of `frame` up to its outermost IP packet's transport header.
     ///
     /// What is cut off or odd behind the IP header is no error: such a packet is [`Transport::Other`] with right lengths.
-    #[inline]
+    #[inline(always)]
     pub fn parse(frame: &Frame<'f>) -> Result<Self, WireError> {
         let octets = frame.octets();
         // A file may claim fewer octets on the wire than it holds.
@@ -196,7 +196,7 @@ impl<'f> Headers<'f> {
             inner_vlan: None,
         };
         if meta.link_type == LinkType::ETHERNET {
-            link::ethernet(link, rest)
+            link::ethernet_inline(link, rest)
         } else {
             link::other(link, rest, meta.link_type)
         }
@@ -306,8 +306,15 @@ fn ip<'f>(link: Link<'f>, rest: Rest<'f>, layer: Layer) -> Result<Headers<'f>, W
     }
 }
 
-#[inline]
+/// Reads an IPv4 packet, where speed does not matter.
 fn ipv4<'f>(link: Link<'f>, rest: Rest<'f>) -> Result<Headers<'f>, WireError> {
+    ipv4_inline(link, rest)
+}
+
+/// Reads an IPv4 packet, in the place of the call: headers that are returned in memory are read back wider than they were written, which
+/// costs more than the walk itself.
+#[inline(always)]
+fn ipv4_inline<'f>(link: Link<'f>, rest: Rest<'f>) -> Result<Headers<'f>, WireError> {
     let Some(head) = rest.octets.first_chunk() else {
         return Err(rest.truncated(Layer::Ipv4, 20));
     };
@@ -350,8 +357,14 @@ fn ipv4<'f>(link: Link<'f>, rest: Rest<'f>) -> Result<Headers<'f>, WireError> {
     ))
 }
 
-#[inline]
+/// Reads an IPv6 packet, where speed does not matter.
 fn ipv6<'f>(link: Link<'f>, rest: Rest<'f>) -> Result<Headers<'f>, WireError> {
+    ipv6_inline(link, rest)
+}
+
+/// Reads an IPv6 packet, in the place of the call.
+#[inline(always)]
+fn ipv6_inline<'f>(link: Link<'f>, rest: Rest<'f>) -> Result<Headers<'f>, WireError> {
     let Some(head) = rest.octets.first_chunk() else {
         return Err(rest.truncated(Layer::Ipv6, 40));
     };
