@@ -328,16 +328,14 @@ pub(crate) fn add_bridge(name: &str, mac: MacAddr) -> Request {
 
 /// Switches a bridge's multicast snooping off; refused by kernels that were built without it, which is as good.
 pub(crate) fn no_snooping(index: u32, name: &str) -> Request {
-    let message = LinkMessageBuilder::<LinkBridge>::new(name)
+    // Without the name: kernels before 6.2 take it for a request to rename.
+    let message = LinkMessageBuilder::<LinkBridge>::new_with_info_kind(InfoKind::Bridge)
         .index(index)
         .mcast_snooping(false)
         .build();
-    Request::new(
-        format!("switch multicast snooping of {name} off"),
-        0,
-        &RouteNetlinkMessage::NewLink(message),
-    )
-    .accepting(&[libc::EOPNOTSUPP, libc::EINVAL])
+    let op = format!("switch multicast snooping of {name} off");
+    Request::new(op, 0, &RouteNetlinkMessage::NewLink(message))
+        .accepting(&[libc::EOPNOTSUPP, libc::EINVAL])
 }
 
 /// What is given to both ends of a veth pair.
