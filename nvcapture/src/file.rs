@@ -15,7 +15,9 @@ use crate::{
 ///
 /// libpcap's own limit is 262,144 octets for all link types of networks; a BIG TCP super-frame has up to 524,288.
 const MAX_RECORD: usize = 16 << 20;
-/// Octets asked of read(2) at a time.
+/// Octets asked of read(2) at first; twice as many each time, so that a small file costs little.
+const FIRST_CHUNK: usize = 4 << 10;
+/// Octets asked of read(2) at most.
 const CHUNK: usize = 256 << 10;
 /// Interfaces that one file may describe.
 const MAX_INTERFACES: usize = 65_536;
@@ -281,7 +283,8 @@ impl<R: Read> CaptureFile<R> {
         self.tally.at = 0;
         while self.filled < length && !self.at_end {
             // Grows with what has come, not with what a length claims.
-            let room = (self.filled + CHUNK).min(MAX_RECORD + 2 * CHUNK);
+            let more = (2 * self.buffer.len()).clamp(FIRST_CHUNK, CHUNK);
+            let room = (self.filled + more).min(MAX_RECORD + 2 * CHUNK);
             if self.buffer.len() < room {
                 self.buffer.resize(room, 0);
             }
@@ -304,6 +307,7 @@ impl<R: Read> CaptureFile<R> {
 
     /// Passes over `length` octets without keeping them.
     fn skip(&mut self, mut length: u64) -> Result<(), Error> {
+        let offset = self.position();
         loop {
             let here = length.min((self.filled - self.tally.at) as u64);
             self.tally.at += here as usize;
@@ -312,7 +316,10 @@ impl<R: Read> CaptureFile<R> {
                 return Ok(());
             }
             if !self.fill(1)? {
-                return Err(self.damaged("it ends in the middle of a block"));
+                return Err(Error::Damaged {
+                    offset,
+                    what: "it ends in the middle of a block",
+                });
             }
         }
     }
@@ -757,8 +764,10 @@ impl Scale {
         } else if exponent <= 9 {
             Self::Times(10_u64.pow(9 - exponent))
         } else {
-            // Finer than 64 bits can tell: always zero, as the quotient is.
-            Self::Over(10_u64.checked_pow(exponent - 9).unwrap_or(u64::MAX))
+            // Finer than 64 bits can tell: always zero.
+            10_u64
+                .checked_pow(exponent - 9)
+                .map_or(Self::Times(0), Self::Over)
         }
     }
 }
