@@ -77,3 +77,65 @@ pub(crate) fn compose(
     }
     program
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a program of the few operations used here; the kernel's own interpreter is asked in tests/ring.rs.
+    fn run(program: &[BpfInsn], packet_type: u32) -> u32 {
+        let (mut at, mut a) = (0, 0);
+        loop {
+            let insn = program[at];
+            at += 1;
+            match insn.code {
+                LD_W_ABS => a = packet_type,
+                LD_IMM => a = insn.k,
+                JMP_JA => at += insn.k as usize,
+                JMP_JEQ_K => at += usize::from(if a == insn.k { insn.jt } else { insn.jf }),
+                JMP_JGT_K => at += usize::from(if a > insn.k { insn.jt } else { insn.jf }),
+                RET_K => return insn.k,
+                RET_A => return a,
+                code => panic!("operation {code:#x}"),
+            }
+        }
+    }
+
+    const OUTGOING: u32 = 4;
+
+    #[test]
+    fn the_shorter_of_answer_and_snaplen_counts() {
+        for answer in [0, 10, 100, u32::MAX] {
+            let programs = [
+                vec![insn(RET_K, 0, 0, answer)],
+                vec![insn(LD_IMM, 0, 0, answer), insn(RET_A, 0, 0, 0)],
+                vec![
+                    insn(LD_IMM, 0, 0, answer),
+                    insn(JMP_JEQ_K, 0, 1, 10),
+                    insn(RET_A, 0, 0, 0),
+                    insn(RET_A, 0, 0, 0),
+                ],
+            ];
+            for user in &programs {
+                for (snaplen, expected) in [
+                    (None, answer),
+                    (Some(64), answer.min(64)),
+                    (Some(1), answer.min(1)),
+                ] {
+                    let with = compose(Some(0), Some(user), snaplen);
+                    assert_eq!(run(&with, 0), expected);
+                    assert_eq!(run(&with, OUTGOING), 0);
+                    assert_eq!(run(&compose(None, Some(user), snaplen), OUTGOING), expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_program_all_is_kept_up_to_snaplen() {
+        assert_eq!(run(&compose(None, None, None), OUTGOING), u32::MAX);
+        assert_eq!(run(&compose(None, None, Some(96)), 0), 96);
+        assert_eq!(run(&compose(Some(0), None, Some(96)), OUTGOING), 0);
+        assert_eq!(run(&DROP_ALL, 0), 0);
+    }
+}

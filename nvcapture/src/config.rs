@@ -208,3 +208,155 @@ impl RingGeometry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(config: &RingConfig, page_size: usize) -> String {
+        match config.geometry(page_size) {
+            Ok(geometry) => panic!("accepted as {geometry:?}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_default_fits_pages_of_4_16_and_64_kib() {
+        for page_size in [4 << 10, 16 << 10, 64 << 10] {
+            let geometry = RingConfig::default().geometry(page_size).unwrap();
+            assert_eq!(geometry.mapped(), 32 << 20);
+            let request = geometry.request();
+            // What packet_set_ring() asks for.
+            assert!((request.tp_block_size as usize).is_multiple_of(page_size));
+            let per_block = request.tp_block_size / request.tp_frame_size;
+            assert_eq!(per_block * request.tp_block_nr, request.tp_frame_nr);
+            assert!(request.tp_frame_size.is_multiple_of(16));
+            // BIG TCP: GSO_MAX_SIZE is 8 * 65,536 octets.
+            assert!(geometry.max_frame() >= 8 * 65_536 + 14);
+        }
+    }
+
+    #[test]
+    fn a_block_that_suits_small_pages_is_refused_with_large_ones() {
+        let config = RingConfig {
+            block_size: 48 << 10,
+            snaplen: Some(256),
+            ..RingConfig::default()
+        };
+        assert!(config.geometry(4 << 10).is_ok());
+        assert!(config.geometry(16 << 10).is_ok());
+        let said = refused(&config, 64 << 10);
+        assert_eq!(
+            said,
+            "block_size is 49152: it must be a multiple of the page size, 65536"
+        );
+    }
+
+    #[test]
+    fn a_block_must_hold_what_is_kept_of_a_frame() {
+        let whole = RingConfig {
+            block_size: 64 << 10,
+            ..RingConfig::default()
+        };
+        let said = refused(&whole, 4096);
+        assert!(said.contains("hold a frame of 65557 octets"), "{said}");
+        let cut = RingConfig {
+            snaplen: Some(60_000),
+            ..whole.clone()
+        };
+        assert!(cut.geometry(4096).is_ok());
+        let longest = RingConfig {
+            snaplen: Some(u32::MAX),
+            ..whole
+        };
+        refused(&longest, 4096);
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_are_refused_by_name() {
+        let good = RingConfig::default;
+        let cases: [(RingConfig, &str); 11] = [
+            (
+                RingConfig {
+                    block_size: 0,
+                    ..good()
+                },
+                "block_size is 0",
+            ),
+            (
+                RingConfig {
+                    block_size: 4097,
+                    ..good()
+                },
+                "block_size is 4097",
+            ),
+            (
+                RingConfig {
+                    block_size: 1 << 31,
+                    ..good()
+                },
+                "below 2 GiB",
+            ),
+            (
+                RingConfig {
+                    block_nr: 0,
+                    ..good()
+                },
+                "block_nr is 0",
+            ),
+            (
+                RingConfig {
+                    block_nr: 1,
+                    ..good()
+                },
+                "block_nr is 1",
+            ),
+            (
+                RingConfig {
+                    block_nr: u32::MAX,
+                    ..good()
+                },
+                "can be mapped",
+            ),
+            (
+                RingConfig {
+                    retire_blk_tov: Duration::ZERO,
+                    ..good()
+                },
+                "1 to 65,535 ms",
+            ),
+            (
+                RingConfig {
+                    retire_blk_tov: Duration::from_secs(66),
+                    ..good()
+                },
+                "retire_blk_tov is 66000",
+            ),
+            (
+                RingConfig {
+                    retire_blk_tov: Duration::MAX,
+                    ..good()
+                },
+                "1 to 65,535 ms",
+            ),
+            (
+                RingConfig {
+                    snaplen: Some(0),
+                    ..good()
+                },
+                "snaplen is 0",
+            ),
+            (
+                RingConfig {
+                    filter: Some(Vec::new()),
+                    ..good()
+                },
+                "filter is 0",
+            ),
+        ];
+        for (config, expected) in cases {
+            let said = refused(&config, 4096);
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+}

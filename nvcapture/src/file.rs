@@ -42,10 +42,10 @@ const NG_ENHANCED_PACKET: u32 = 6;
 /// [`Error::Damaged`], once, and after that [`Next::End`].
 ///
 /// ```no_run
-/// use nvcapture::{CaptureFile, FrameSource, Next};
+/// use nvcapture::{CaptureFile, Next};
 ///
 /// let mut capture = CaptureFile::open("web.pcapng")?;
-/// while let Next::Block(block) = capture.next_block(None)? {
+/// while let Next::Block(block) = capture.next_block()? {
 ///     for frame in block.frames() {
 ///         println!("{} octets at {:?}", frame.wire_len(), frame.timestamp());
 ///     }

@@ -1,4 +1,23 @@
 //! Zero-copy frames from AF_PACKET rings and capture files, and the walk through their headers.
+//!
+//! [`Ring`] and [`CaptureFile`] are both a [`FrameSource`]: it lends blocks, a block lends frames, and the borrow checker
+//! sees to it that nothing is kept longer than its memory is there. [`wire`] walks through a frame's headers.
+//!
+//! ```no_run
+//! use nvcapture::{Error, FrameBlock, FrameSource, Next};
+//!
+//! /// The same for rings and files.
+//! fn octets(source: &mut impl FrameSource) -> Result<u64, Error> {
+//!     let mut octets = 0;
+//!     loop {
+//!         match source.next_block(None)? {
+//!             Next::Block(block) => octets += block.frames().map(|frame| u64::from(frame.wire_len())).sum::<u64>(),
+//!             Next::TimedOut => {}
+//!             Next::End => return Ok(octets),
+//!         }
+//!     }
+//! }
+//! ```
 #![deny(unsafe_code)]
 
 #[cfg(feature = "ring")]
@@ -38,3 +57,8 @@ pub use source::{FrameBlock, FrameSource, Next};
 pub use stats::SourceStats;
 #[cfg(feature = "file")]
 pub use writer::{CaptureWriter, InterfaceDescription, InterfaceNumber};
+
+/// The examples of the README are compiled.
+#[cfg(all(doctest, feature = "ring", feature = "file"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

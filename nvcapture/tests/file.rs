@@ -1,4 +1,5 @@
 //! Captures of all kinds, whole, cut and mutated; pcap-file as the second opinion.
+#![allow(clippy::unwrap_used, reason = "in a test an error is a failure")]
 
 use std::io::{self, Read};
 

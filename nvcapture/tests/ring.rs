@@ -1,4 +1,5 @@
 //! Rings in namespaces of their own: every frame that the interface counted is handed out or counted as lost.
+#![allow(clippy::unwrap_used, reason = "in a test an error is a failure")]
 
 mod common;
 
