@@ -757,7 +757,7 @@ proptest! {
         let mut read = 0;
         while let Some(packet) = theirs.next_packet() {
             let packet = packet.unwrap();
-            prop_assert_eq!(&packet.data()[..], &ours[read].octets[..]);
+            prop_assert_eq!(packet.data(), &ours[read].octets[..]);
             prop_assert_eq!(packet.timestamp().as_nanos(), u128::from(ours[read].meta.timestamp.as_nanos()));
             read += 1;
         }
