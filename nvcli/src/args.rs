@@ -46,6 +46,12 @@ pub(crate) enum Command {
     List(List),
     Repair(Repair),
     Flows(Flows),
+    Capture(Capture),
+    /// See it work: two containers made for it, real HTTP and DNS, the check of every frame, nothing left behind
+    ///
+    /// Needs root and nothing else: no Docker, no network. Everything happens in network namespaces of its own, which
+    /// vanish with the process.
+    Demo,
     Doctor(Doctor),
     Completions(Completions),
 }
@@ -230,6 +236,34 @@ pub(crate) enum SortKey {
     Duration,
     /// First frame; the earliest first
     Start,
+}
+
+/// Write the frames of attached containers to a pcapng file
+///
+/// One interface block for each interface of the containers, nanosecond times, directions as the container sees them, and
+/// the container's own MAC address. Wireshark and tshark open it. Frames that carry no container's address (broadcast into
+/// it) are not in it.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  nvcli capture web-1 -w web.pcapng --duration 10s
+  nvcli capture web-1 db-1 -w - | tshark -r -")]
+pub(crate) struct Capture {
+    /// What to capture: an attached container, pid:N or netns:NAME
+    #[arg(value_name = "TARGET", required = true)]
+    pub(crate) targets: Vec<Target>,
+    /// Where to write (- for standard output); an old file is replaced
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) write: PathBuf,
+    /// End after so many frames
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End after this time, such as 500ms, 10s, 2m, 1h30m
+    #[arg(short, long, value_name = "TIME", value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Octets of a frame to keep [default: all]
+    #[arg(short, long, value_name = "OCTETS", value_parser = clap::value_parser!(u32).range(14..=262_144))]
+    pub(crate) snaplen: Option<u32>,
 }
 
 /// Check whether this machine can do it, and what is wrong if something is

@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         Command::List(args) => cmd::list::run(args, say).map(|()| Exit::Done),
         Command::Repair(args) => cmd::repair::run(args, say).map(|()| Exit::Done),
         Command::Flows(args) => cmd::flows::run(args, say).map(|()| Exit::Done),
+        Command::Capture(args) => cmd::capture::run(args, say).map(|()| Exit::Done),
+        Command::Demo => cmd::demo::run().map(|()| Exit::Done),
         Command::Doctor(args) => cmd::doctor::run(args, say),
         Command::Completions(args) => cmd::completions::run(args).map(|()| Exit::Done),
     };

@@ -79,7 +79,8 @@ pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
     failed.map_or(Ok(()), Err)
 }
 
-fn is_of(attachment: &Attachment, target: &Target) -> bool {
+/// Whether the attachment is one of `target`, by what the kernel knows alone.
+pub(crate) fn is_of(attachment: &Attachment, target: &Target) -> bool {
     let workload = &attachment.workload;
     match target {
         Target::Container(name) => {
@@ -100,7 +101,8 @@ fn is_of(attachment: &Attachment, target: &Target) -> bool {
     }
 }
 
-fn not_attached(target: &Target, attached: &[Attachment]) -> CliError {
+/// The error for a target that is not attached.
+pub(crate) fn not_attached(target: &Target, attached: &[Attachment]) -> CliError {
     let mut names: Vec<&str> = attached
         .iter()
         .map(|attachment| attachment.workload.name.as_str())

@@ -462,7 +462,7 @@ fn metering(
 }
 
 /// The time up to which all frames are here.
-fn frame_clock() -> Timestamp {
+pub(crate) fn frame_clock() -> Timestamp {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
@@ -500,7 +500,8 @@ fn draw(ring: &mut Ring, meter: &Meter, out: &mut Output<'_>) -> io::Result<()> 
     })
 }
 
-fn no_ring(error: &nvcapture::Error) -> CliError {
+/// Why nv-br cannot be read, and what to do.
+pub(crate) fn no_ring(error: &nvcapture::Error) -> CliError {
     let told = CliError::new(format!("cannot read {BRIDGE}")).caused_by(error);
     match error {
         nvcapture::Error::NoInterface { .. } => {

@@ -1,7 +1,9 @@
 //! The commands, one module each.
 
 pub(crate) mod attach;
+pub(crate) mod capture;
 pub(crate) mod completions;
+pub(crate) mod demo;
 pub(crate) mod detach;
 pub(crate) mod doctor;
 pub(crate) mod flows;

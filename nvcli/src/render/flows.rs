@@ -137,16 +137,16 @@ impl<W: Write> Lines for Csv<W> {
 
 /// The columns of a table of connections.
 pub(crate) const COLUMNS: [Column; 10] = [
-    Column::left("CLIENT").fit(Fit::Shorten(14)).usual(15),
-    Column::left("SERVER").fit(Fit::Shorten(14)).usual(15),
+    Column::left("CLIENT").fit(Fit::Shorten(14)).usual(21),
+    Column::left("SERVER").fit(Fit::Shorten(14)).usual(21),
     Column::left("PROTO"),
     Column::left("VLAN").fit(Fit::Drop(5)),
-    Column::left("STATE").fit(Fit::Drop(2)),
+    Column::left("STATE").fit(Fit::Drop(2)).usual(11),
     Column::right("PACKETS").usual(9),
     Column::right("OCTETS").usual(11),
     Column::right("RTT").fit(Fit::Drop(3)).usual(5),
     Column::right("TIME").usual(5),
-    Column::left("END"),
+    Column::left("END").usual(7),
 ];
 
 /// A table whose lines come as the records do: the first ones settle the widths.
@@ -159,6 +159,8 @@ pub(crate) struct Table<W> {
     layout: Option<Layout>,
 }
 
+/// `[address]:port` of IPv6 at its longest.
+const WIDEST: usize = 47;
 /// Rows that are looked at before the widths are settled.
 const LOOK_AHEAD: usize = 500;
 
@@ -190,7 +192,8 @@ impl<W: Write> Lines for Table<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         if self.layout.is_none() && !self.waiting.is_empty() {
-            let layout = Layout::new(&COLUMNS, &self.waiting, self.width, true);
+            let mut layout = Layout::new(&COLUMNS, &self.waiting, self.width, true);
+            layout.widen(WIDEST);
             if self.header {
                 self.out.write_all(layout.header().as_bytes())?;
             }
@@ -215,7 +218,7 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
     let both = |forward: u64, reverse: u64| format!("{}/{}", count(forward), count(reverse));
     let state = match (&record.tcp, record.icmp_type_code) {
         (Some(tcp), _) => tcp.state.as_str().to_owned(),
-        (None, Some(code)) => format!("type {}.{}", code >> 8, code & 0xff),
+        (None, Some(code)) => icmp(record.protocol_identifier, code),
         (None, None) => String::new(),
     };
     let rtt = record.tcp.as_ref().and_then(|tcp| {
@@ -276,6 +279,24 @@ fn protocol(number: u8) -> Cow<'static, str> {
         136 => "udpl",
         other => return Cow::Owned(other.to_string()),
     })
+}
+
+/// What an ICMP message is, in a word, or its numbers.
+fn icmp(protocol: u8, type_code: u16) -> String {
+    let [kind, code] = type_code.to_be_bytes();
+    let word = match (protocol, kind) {
+        (1, 0 | 8) | (58, 128 | 129) => "echo",
+        (1, 3) | (58, 1) => "unreachable",
+        (1, 11) | (58, 3) => "expired",
+        (58, 2) => "too big",
+        (58, 130..=132 | 143) => "mld",
+        (58, 133) => "rs",
+        (58, 134) => "ra",
+        (58, 135) => "ns",
+        (58, 136) => "na",
+        _ => return format!("type {kind}/{code}"),
+    };
+    word.to_owned()
 }
 
 const SYN: u16 = 0x02;

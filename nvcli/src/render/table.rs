@@ -72,6 +72,7 @@ const GAP: usize = 2;
 pub(crate) struct Layout {
     columns: Vec<Column>,
     widths: Vec<Option<usize>>,
+    limit: Option<usize>,
 }
 
 impl Layout {
@@ -104,6 +105,26 @@ impl Layout {
         Self {
             columns: columns.to_vec(),
             widths,
+            limit: width,
+        }
+    }
+
+    /// Gives the room that is left to the columns that can be shortened, up to `most` each, for rows that come later.
+    pub(crate) fn widen(&mut self, most: usize) {
+        let Some(limit) = self.limit else { return };
+        let mut room = limit.saturating_sub(total(&self.widths));
+        let mut left = self
+            .columns
+            .iter()
+            .filter(|column| matches!(column.fit, Fit::Shorten(_)))
+            .count();
+        for (column, width) in self.columns.iter().zip(&mut self.widths) {
+            if let (Fit::Shorten(_), Some(width)) = (column.fit, width) {
+                let more = (room / left.max(1)).min(most.saturating_sub(*width));
+                *width += more;
+                room -= more;
+                left -= 1;
+            }
         }
     }
 
@@ -126,8 +147,8 @@ impl Layout {
                 line.extend(std::iter::repeat_n(' ', GAP));
             }
             let cell = match column.fit {
-                Fit::Shorten(_) => shortened(cell, width),
-                Fit::Whole | Fit::Drop(_) => Cow::Borrowed(cell.as_str()),
+                Fit::Shorten(_) if self.limit.is_some() => shortened(cell, width),
+                _ => Cow::Borrowed(cell.as_str()),
             };
             let padding = width.saturating_sub(cell.width());
             match column.align {
@@ -251,10 +272,13 @@ pub(crate) fn table(
     text
 }
 
-/// The width of the terminal that standard output is; `None` when it is none.
+/// The width of the terminal that standard output is, or what `COLUMNS` says; `None` when neither is there.
 pub(crate) fn terminal_width() -> Option<usize> {
+    let told = || std::env::var("COLUMNS").ok()?.parse().ok();
     terminal_size::terminal_size_of(std::io::stdout())
-        .map(|(width, _)| usize::from(width.0).max(20))
+        .map(|(width, _)| usize::from(width.0))
+        .or_else(told)
+        .map(|width: usize| width.max(20))
 }
 
 #[cfg(test)]

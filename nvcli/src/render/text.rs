@@ -26,13 +26,14 @@ pub(crate) fn count(number: u64) -> String {
     format!("{}{sign}", rounded(1))
 }
 
-/// A time in at most six columns: 0.4ms, 12ms, 1.2s, 3m05s, 2h10m, 4d03h.
+/// A time in at most six columns: 400us, 1.2ms, 12ms, 1.2s, 3m05s, 2h10m, 4d03h.
 pub(crate) fn duration(time: Duration) -> String {
     let micros = time.as_micros();
     let seconds = time.as_secs();
     match micros {
         0 => "0".to_owned(),
-        1..10_000 => format!("{}.{}ms", micros / 1_000, micros % 1_000 / 100),
+        1..1_000 => format!("{micros}us"),
+        1_000..10_000 => format!("{}.{}ms", micros / 1_000, micros % 1_000 / 100),
         10_000..1_000_000 => format!("{}ms", micros / 1_000),
         1_000_000..60_000_000 => format!("{}.{}s", seconds, micros % 1_000_000 / 100_000),
         _ if seconds < 3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
@@ -81,7 +82,7 @@ mod tests {
     fn times_fit_six_columns() {
         for (micros, text) in [
             (0, "0"),
-            (400, "0.4ms"),
+            (400, "400us"),
             (9_999, "9.9ms"),
             (12_345, "12ms"),
             (1_234_567, "1.2s"),
