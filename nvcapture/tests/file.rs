@@ -481,6 +481,40 @@ fn a_cut_record_is_told_with_its_offset() {
 }
 
 #[test]
+fn damage_in_pcapng_is_named() {
+    let good = Build::new(false).section().interface(1, 0, |b| b);
+    let at = good.octets.len();
+    let good = good.packet(0, 1, b"abc", 3).octets;
+    let mut lengths = good.clone();
+    let last = lengths.len() - 4;
+    lengths[last] ^= 4;
+    let mut interface = good.clone();
+    interface[at + 8] = 1;
+    let mut short = good.clone();
+    short[at + 4..at + 8].copy_from_slice(&8_u32.to_le_bytes());
+    let mut kept = good.clone();
+    kept[at + 20] = 5;
+    for (file, said) in [
+        (lengths, "a block whose two lengths differ"),
+        (interface, "a packet of an interface that was not described"),
+        (short, "a block shorter than a block can be"),
+        (kept, "a packet block too short for its fields"),
+    ] {
+        let (frames, error) = read(&file[..]);
+        assert!(frames.is_empty(), "{said}");
+        assert_eq!(
+            told(error),
+            format!("the capture is damaged at offset {at}: {said}")
+        );
+    }
+    let statistics = Build::new(false)
+        .section()
+        .block(5, |b| b.u32(0).u64(0))
+        .octets;
+    assert!(told(read(&statistics[..]).1).contains("not described"));
+}
+
+#[test]
 fn every_octet_mutated() {
     for file in samples() {
         for at in 0..file.len() {

@@ -103,7 +103,12 @@ fn finish(ring: &mut Ring) -> Result<(Vec<usize>, SourceStats), Error> {
 fn every_frame_is_handed_out() -> Test {
     let _pair = Pair::new()?;
     let before = received("right")?;
-    let mut ring = Ring::open(&small(), "right")?;
+    // So long that the last block is still being filled when the ring is stopped.
+    let config = RingConfig {
+        retire_blk_tov: Duration::from_millis(500),
+        ..small()
+    };
+    let mut ring = Ring::open(&config, "right")?;
     let sender = Sender::new()?;
     // More than the ring holds, so it is read in between.
     let mut seen = 0;
