@@ -5,6 +5,7 @@
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Completion, Failed, Trial};
 use netlink_packet_core::{
@@ -105,6 +106,7 @@ impl Pair {
         pair.set_up("left")?;
         pair.set_up("right")?;
         pair.address(pair.left, Ipv4Addr::new(10, 0, 0, 1))?;
+        settle()?;
         Ok(pair)
     }
 
@@ -166,18 +168,40 @@ pub(crate) fn index(name: &str) -> io::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(name)?)
 }
 
+/// Returns once what is sent from `left` arrives at `right`, and all that was sent has arrived.
+///
+/// The kernel notices the carrier in its own time; until then what is sent is lost before it counts as sent.
+pub(crate) fn settle() -> io::Result<()> {
+    let probe = Sender::new()?;
+    let before = received("right")?.0;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < deadline {
+        probe.send(1, 1)?;
+        let arrived = received("right")?.0;
+        if arrived > before && arrived == counted("left", 9)? {
+            return Ok(());
+        }
+        std::thread::yield_now();
+    }
+    Err(io::Error::other("nothing arrives at the other end"))
+}
+
 /// Frames and octets that an interface of this namespace has received.
 pub(crate) fn received(name: &str) -> io::Result<(u64, u64)> {
+    Ok((counted(name, 1)?, counted(name, 0)?))
+}
+
+/// A column of /proc/net/dev.
+fn counted(name: &str, column: usize) -> io::Result<u64> {
     let table = std::fs::read_to_string("/proc/thread-self/net/dev")?;
     let line = table
         .lines()
         .find_map(|line| line.trim().strip_prefix(&format!("{name}:")))
         .ok_or_else(|| io::Error::other("not in /proc/net/dev"))?;
-    let mut columns = line.split_whitespace().map(|column| column.parse::<u64>());
-    match (columns.next(), columns.next()) {
-        (Some(Ok(octets)), Some(Ok(frames))) => Ok((frames, octets)),
-        _ => Err(io::Error::other("/proc/net/dev has another shape")),
-    }
+    line.split_whitespace()
+        .nth(column)
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| io::Error::other("/proc/net/dev has another shape"))
 }
 
 /// Sends datagrams out of `left` to everybody: no ARP, and exactly one frame each at `right`.
