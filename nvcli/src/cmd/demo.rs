@@ -36,6 +36,8 @@ const QUESTIONS: [&str; 4] = ["web.demo", "db.demo", "cache.demo", "mail.demo"];
 const PACE: Duration = Duration::from_millis(100);
 /// So long nothing may block.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longer than the kernel waits between two reports of the same change.
+const SILENCE: Duration = Duration::from_millis(1_100);
 const TICK: Duration = Duration::from_millis(20);
 
 /// What the client knows of its own traffic, to be compared with the records.
@@ -105,6 +107,7 @@ pub(crate) fn run() -> Result<()> {
         host_end: &web.host_end,
         port: &attachment.port,
     };
+    gauge.settle()?;
     let (mut ring, base) = gauge.open_ring()?;
     let metered = thread::scope(|scope| {
         let served = scope.spawn(|| services.serve());
@@ -270,6 +273,23 @@ impl Gauge<'_> {
             wire: wire.rx_packets + wire.tx_packets,
             port: port.rx_packets,
         })
+    }
+
+    /// Waits until the container has been silent for so long that all news of its moved addresses are out.
+    ///
+    /// The kernel tells the routers of multicast groups left and joined up to twice, each within a second (RFC 3810,
+    /// section 9.11), and for the interface that was renamed it does so past our rules.
+    fn settle(&self) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        let (mut last, mut since) = (self.read()?, Instant::now());
+        while since.elapsed() < SILENCE && Instant::now() < until {
+            thread::sleep(TICK);
+            let now = self.read()?;
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
+        Ok(())
     }
 
     /// Opens the ring and reads the counters at the same moment: between two equal readings.
