@@ -17,7 +17,13 @@ use libtest_mimic::{Arguments, Failed};
 use nvnet::Netns;
 use serde_json::Value;
 
-const ALL: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2, Need::Tcpdump, Need::Docker];
+const ALL: &[Need] = &[
+    Need::Netns,
+    Need::Ebpf,
+    Need::Iproute2,
+    Need::Tcpdump,
+    Need::Docker,
+];
 const WITH_TSHARK: &[Need] = &[Need::Netns, Need::Iproute2, Need::Tshark];
 const MODES: [&str; 2] = ["inline", "mirror"];
 
@@ -29,18 +35,46 @@ fn main() {
     let mut trials = Vec::new();
     for mode in MODES {
         let mut add = |name: &str, test: fn(&str) -> Result<(), Failed>| {
-            trials.push(privileged(format!("{name}::{mode}"), ALL, move || test(mode)));
+            trials.push(privileged(format!("{name}::{mode}"), ALL, move || {
+                test(mode)
+            }));
         };
-        add("a_hundred_requests_are_a_hundred_records", a_hundred_requests_are_a_hundred_records);
-        add("ping_and_udp_and_ipv6_are_metered", ping_and_udp_and_ipv6_are_metered);
-        add("a_large_transfer_is_counted_to_the_octet", a_large_transfer_is_counted_to_the_octet);
-        add("both_sides_are_seen_and_named", both_sides_are_seen_and_named);
-        add("a_download_outlives_attach_and_detach", a_download_outlives_attach_and_detach);
-        add("stop_and_restart_leave_nothing", stop_and_restart_leave_nothing);
+        add(
+            "a_hundred_requests_are_a_hundred_records",
+            a_hundred_requests_are_a_hundred_records,
+        );
+        add(
+            "ping_and_udp_and_ipv6_are_metered",
+            ping_and_udp_and_ipv6_are_metered,
+        );
+        add(
+            "a_large_transfer_is_counted_to_the_octet",
+            a_large_transfer_is_counted_to_the_octet,
+        );
+        add(
+            "both_sides_are_seen_and_named",
+            both_sides_are_seen_and_named,
+        );
+        add(
+            "a_download_outlives_attach_and_detach",
+            a_download_outlives_attach_and_detach,
+        );
+        add(
+            "stop_and_restart_leave_nothing",
+            stop_and_restart_leave_nothing,
+        );
         add("a_capture_opens_elsewhere", a_capture_opens_elsewhere);
     }
-    trials.push(privileged("bad_targets_are_told_in_a_line", ALL, bad_targets_are_told_in_a_line));
-    trials.push(privileged("files_agree_with_tshark", WITH_TSHARK, files_agree_with_tshark));
+    trials.push(privileged(
+        "bad_targets_are_told_in_a_line",
+        ALL,
+        bad_targets_are_told_in_a_line,
+    ));
+    trials.push(privileged(
+        "files_agree_with_tshark",
+        WITH_TSHARK,
+        files_agree_with_tshark,
+    ));
     let mut arguments = Arguments::from_args();
     // One bridge nv-br and one set of counters: the tests take turns.
     arguments.test_threads = Some(1);
@@ -58,7 +92,10 @@ impl Pair {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("nvt{}-{number}", std::process::id());
-        let pair = Self { directory: tempfile::tempdir()?, prefix };
+        let pair = Self {
+            directory: tempfile::tempdir()?,
+            prefix,
+        };
         let (root, prefix) = (pair.directory.path().display(), &pair.prefix);
         sh(&format!(
             "set -e
@@ -73,7 +110,10 @@ impl Pair {
         ))?;
         // The link-local addresses are being asked about for a second: a picture taken now would not stay true.
         for container in [pair.web(), pair.client()] {
-            sh_in(&pair.netns(&container)?, "timeout 20 sh -c 'while ip addr | grep -q tentative; do :; done'")?;
+            sh_in(
+                &pair.netns(&container)?,
+                "timeout 20 sh -c 'while ip addr | grep -q tentative; do :; done'",
+            )?;
         }
         Ok(pair)
     }
@@ -87,15 +127,19 @@ impl Pair {
     }
 
     fn addresses(&self, container: &str) -> Result<(IpAddr, IpAddr), Failed> {
-        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}";
+        let format =
+            "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}";
         let told = sh(&format!("docker inspect -f '{format}' {container}"))?;
         let mut addresses = told.split_whitespace();
-        let mut next = || -> Result<IpAddr, Failed> { Ok(addresses.next().ok_or("no address")?.parse()?) };
+        let mut next =
+            || -> Result<IpAddr, Failed> { Ok(addresses.next().ok_or("no address")?.parse()?) };
         Ok((next()?, next()?))
     }
 
     fn netns(&self, container: &str) -> Result<Netns, Failed> {
-        let pid = sh(&format!("docker inspect -f '{{{{.State.Pid}}}}' {container}"))?;
+        let pid = sh(&format!(
+            "docker inspect -f '{{{{.State.Pid}}}}' {container}"
+        ))?;
         Ok(Netns::of_pid(pid.trim().parse()?)?)
     }
 
@@ -103,11 +147,21 @@ impl Pair {
     fn counted(&self, container: &str) -> Result<(u64, u64), Failed> {
         let inside = nvnet::links(&self.netns(container)?)?;
         // The container's own interface, whatever it is called at the moment.
-        let own = inside.iter().find(|l| l.name == "nv-ex-eth0").or(inside.iter().find(|l| l.name == "eth0"));
+        let own = inside
+            .iter()
+            .find(|l| l.name == "nv-ex-eth0")
+            .or(inside.iter().find(|l| l.name == "eth0"));
         let end = own.and_then(|own| own.link).ok_or("no interface")?;
         let host = nvnet::links(&Netns::current()?)?;
-        let stats = host.iter().find(|link| link.index == end).ok_or("no host end")?.stats;
-        Ok((stats.rx_packets + stats.tx_packets, stats.rx_bytes + stats.tx_bytes))
+        let stats = host
+            .iter()
+            .find(|link| link.index == end)
+            .ok_or("no host end")?
+            .stats;
+        Ok((
+            stats.rx_packets + stats.tx_packets,
+            stats.rx_bytes + stats.tx_bytes,
+        ))
     }
 
     /// The same once it has stood still for a while.
@@ -145,14 +199,20 @@ impl Drop for Pair {
 }
 
 fn nvcli(arguments: &[&str]) -> Result<Output, Failed> {
-    Ok(Command::new(env!("CARGO_BIN_EXE_nvcli")).args(arguments).stdin(Stdio::null()).output()?)
+    Ok(Command::new(env!("CARGO_BIN_EXE_nvcli"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()?)
 }
 
 /// Runs nvcli, which has to succeed, and gives what it printed.
 fn done(arguments: &[&str]) -> Result<String, Failed> {
     let output = nvcli(arguments)?;
     let told = String::from_utf8_lossy(&output.stderr);
-    ensure(output.status.success(), format!("nvcli {arguments:?}: {told}"))?;
+    ensure(
+        output.status.success(),
+        format!("nvcli {arguments:?}: {told}"),
+    )?;
     Ok(String::from_utf8(output.stdout)?)
 }
 
@@ -165,7 +225,11 @@ struct Beside {
 impl Beside {
     /// Starts it, and waits until its standard error has a line with `ready` in it.
     fn start(mut command: Command, ready: &str) -> Result<Self, Failed> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
         let stderr = BufReader::new(child.stderr.take().ok_or("no stderr")?);
         let mut beside = Self { child, stderr };
         let mut told = String::new();
@@ -184,7 +248,11 @@ impl Beside {
         let pid = nix::unistd::Pid::from_raw(self.child.id().try_into()?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
         let (mut out, mut err) = (String::new(), String::new());
-        self.child.stdout.take().ok_or("no stdout")?.read_to_string(&mut out)?;
+        self.child
+            .stdout
+            .take()
+            .ok_or("no stdout")?
+            .read_to_string(&mut out)?;
         self.stderr.read_to_string(&mut err)?;
         let status = self.child.wait()?;
         ensure(status.success(), format!("{status}: {err}"))?;
@@ -228,7 +296,20 @@ fn meter(
         flows.args(["flows", "--output", "json"]).args(output);
         let flows = Beside::start(flows, "metering")?;
         let mut tcpdump = Command::new("tcpdump");
-        tcpdump.args(["-i", "nv-br", "-n", "-s", "128", "-B", "65536", "--immediate-mode", "-U", "-w"]).arg(&file);
+        tcpdump
+            .args([
+                "-i",
+                "nv-br",
+                "-n",
+                "-s",
+                "128",
+                "-B",
+                "65536",
+                "--immediate-mode",
+                "-U",
+                "-w",
+            ])
+            .arg(&file);
         let tcpdump = Beside::start(tcpdump, "listening on nv-br")?;
         if pair.counted(container)? != before {
             continue;
@@ -240,9 +321,15 @@ fn meter(
         if pair.counted(container)? != after {
             continue;
         }
-        let records = out.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        let records = out
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<Vec<Value>, _>>()?;
         ensure(number(&err, "dropped by the kernel")? == 0, err.clone())?;
-        ensure(number(&dumped, "packets dropped by kernel")? == 0, dumped.clone())?;
+        ensure(
+            number(&dumped, "packets dropped by kernel")? == 0,
+            dumped.clone(),
+        )?;
         let metered = Metered {
             records,
             read: number(&err, "frames read")?,
@@ -259,7 +346,9 @@ fn meter(
 
 /// The number in front of `what`, whatever groups its digits.
 fn number(text: &str, what: &str) -> Result<u64, Failed> {
-    let end = text.find(what).ok_or_else(|| format!("no `{what}` in: {text}"))?;
+    let end = text
+        .find(what)
+        .ok_or_else(|| format!("no `{what}` in: {text}"))?;
     let digits: String = text[..end]
         .trim_end()
         .chars()
@@ -272,13 +361,25 @@ fn number(text: &str, what: &str) -> Result<u64, Failed> {
 
 impl Metered {
     fn sum(&self, keys: [&str; 2]) -> u64 {
-        let of = |record: &Value| keys.iter().filter_map(|key| record[*key].as_u64()).sum::<u64>();
+        let of = |record: &Value| {
+            keys.iter()
+                .filter_map(|key| record[*key].as_u64())
+                .sum::<u64>()
+        };
         self.records.iter().map(of).sum()
     }
 
     /// All three counts are the same, of frames and of octets; `sides` is how many attached containers saw each frame.
     fn agrees(&self, sides: u64) -> Result<(), Failed> {
-        let Self { records, read, metered, not_ip, octets, counted, dumped } = self;
+        let Self {
+            records,
+            read,
+            metered,
+            not_ip,
+            octets,
+            counted,
+            dumped,
+        } = self;
         let context = |what: &str| {
             format!(
                 "{what} ({} records, read {read}, metered {metered}, not IP {not_ip}, octets {octets}, counted \
@@ -286,14 +387,38 @@ impl Metered {
                 records.len()
             )
         };
-        same(&context("frames on the veth and read"), self.counted.0 * sides, self.read)?;
-        same(&context("octets on the veth and read"), self.counted.1 * sides, self.octets)?;
-        same(&context("frames by tcpdump and read"), self.dumped, self.read)?;
-        same(&context("frames metered and not IP"), self.metered + self.not_ip, self.read)?;
-        same(&context("frames in records"), self.sum(["packetDeltaCount", "reversePacketDeltaCount"]), self.metered)?;
+        same(
+            &context("frames on the veth and read"),
+            self.counted.0 * sides,
+            self.read,
+        )?;
+        same(
+            &context("octets on the veth and read"),
+            self.counted.1 * sides,
+            self.octets,
+        )?;
+        same(
+            &context("frames by tcpdump and read"),
+            self.dumped,
+            self.read,
+        )?;
+        same(
+            &context("frames metered and not IP"),
+            self.metered + self.not_ip,
+            self.read,
+        )?;
+        same(
+            &context("frames in records"),
+            self.sum(["packetDeltaCount", "reversePacketDeltaCount"]),
+            self.metered,
+        )?;
         let octets = self.sum(["layer2OctetDeltaCount", "reverseLayer2OctetDeltaCount"]);
         // What is not IP here is ARP, 42 octets a frame.
-        same(&context("octets in records"), octets + 42 * self.not_ip, self.octets)
+        same(
+            &context("octets in records"),
+            octets + 42 * self.not_ip,
+            self.octets,
+        )
     }
 
     fn of(&self, protocol: u64, port: Option<u64>) -> Vec<&Value> {
@@ -312,16 +437,26 @@ fn a_hundred_requests_are_a_hundred_records(mode: &str) -> Result<(), Failed> {
     ensure(shown.contains(&web) && shown.contains("eth0"), shown)?;
     for address in [pair.addresses(&web)?.0, pair.addresses(&web)?.1] {
         // The whole answer, as a client counts it that is not ours.
-        let request = format!("printf \"GET /doc HTTP/1.1\\r\\nConnection: close\\r\\n\\r\\n\" | nc {address} 80");
-        let answer: usize = sh(&format!("docker exec {client} sh -c '{request}' | wc -c"))?.trim().parse()?;
+        let request = format!(
+            "printf \"GET /doc HTTP/1.1\\r\\nConnection: close\\r\\n\\r\\n\" | nc {address} 80"
+        );
+        let answer: usize = sh(&format!("docker exec {client} sh -c '{request}' | wc -c"))?
+            .trim()
+            .parse()?;
         ensure(answer > DOCUMENT, format!("an answer of {answer} octets"))?;
-        let metered = meter(&pair, &web, &["--container", &web], || pair.fetch(address, "doc", 100))?;
+        let metered = meter(&pair, &web, &["--container", &web], || {
+            pair.fetch(address, "doc", 100)
+        })?;
         metered.agrees(1)?;
         let http = metered.of(6, Some(80));
         same("connections", http.len(), 100)?;
         for record in http {
             same("end reason", &record["flowEndReason"], &Value::from(3))?;
-            same("octets of the answer", &record["responderOctets"], &Value::from(answer))?;
+            same(
+                "octets of the answer",
+                &record["responderOctets"],
+                &Value::from(answer),
+            )?;
             same("workload", &record["workload"], &Value::from(web.as_str()))?;
             same("interface", &record["interface"], &Value::from("eth0"))?;
             let (source, key) = match address {
@@ -333,8 +468,18 @@ fn a_hundred_requests_are_a_hundred_records(mode: &str) -> Result<(), Failed> {
     }
     done(&["detach", &web])?;
     same_picture("the container", &before.1, &picture(&netns)?)?;
-    let links = |picture: &str| picture.lines().filter(|line| line.contains("nv-")).map(str::to_owned).collect::<Vec<_>>();
-    same("links and filters of ours on the host", links(&picture(&Netns::current()?)?), links(&before.0))
+    let links = |picture: &str| {
+        picture
+            .lines()
+            .filter(|line| line.contains("nv-"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    same(
+        "links and filters of ours on the host",
+        links(&picture(&Netns::current()?)?),
+        links(&before.0),
+    )
 }
 
 fn ping_and_udp_and_ipv6_are_metered(mode: &str) -> Result<(), Failed> {
@@ -347,7 +492,11 @@ fn ping_and_udp_and_ipv6_are_metered(mode: &str) -> Result<(), Failed> {
         let metered = meter(&pair, &web, &[], || {
             sh(&format!("docker exec {client} ping -c 3 {address}"))?;
             let server = inside.run(|| UdpSocket::bind(SocketAddr::new(address, 5353)))??;
-            let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let any = if address.is_ipv4() {
+                "0.0.0.0:0"
+            } else {
+                "[::]:0"
+            };
             let socket = outside.run(|| UdpSocket::bind(any))??;
             for (sent, answer) in [(&b"one"[..], &b"first answer"[..]), (b"two", b"second")] {
                 let mut buffer = [0; 64];
@@ -361,10 +510,25 @@ fn ping_and_udp_and_ipv6_are_metered(mode: &str) -> Result<(), Failed> {
         metered.agrees(1)?;
         let udp = metered.of(17, Some(5353));
         same("UDP connections", udp.len(), 1)?;
-        let counts = ["packetDeltaCount", "reversePacketDeltaCount", "initiatorOctets", "responderOctets"];
-        same("UDP", counts.map(|key| udp[0][key].as_u64()), [2, 2, 6, 18].map(Some))?;
-        let echoes = |record: &&&Value| record["packetDeltaCount"] == 3 && record["reversePacketDeltaCount"] == 3;
-        same("pings", metered.of(icmp, None).iter().filter(echoes).count(), 1)?;
+        let counts = [
+            "packetDeltaCount",
+            "reversePacketDeltaCount",
+            "initiatorOctets",
+            "responderOctets",
+        ];
+        same(
+            "UDP",
+            counts.map(|key| udp[0][key].as_u64()),
+            [2, 2, 6, 18].map(Some),
+        )?;
+        let echoes = |record: &&&Value| {
+            record["packetDeltaCount"] == 3 && record["reversePacketDeltaCount"] == 3
+        };
+        same(
+            "pings",
+            metered.of(icmp, None).iter().filter(echoes).count(),
+            1,
+        )?;
     }
     Ok(())
 }
@@ -372,7 +536,10 @@ fn ping_and_udp_and_ipv6_are_metered(mode: &str) -> Result<(), Failed> {
 fn a_large_transfer_is_counted_to_the_octet(mode: &str) -> Result<(), Failed> {
     let pair = Pair::new()?;
     let (web, client) = (pair.web(), pair.client());
-    sh(&format!("docker exec {web} dd if=/dev/zero of=/www/large bs=1M count={}", LARGE >> 20))?;
+    sh(&format!(
+        "docker exec {web} dd if=/dev/zero of=/www/large bs=1M count={}",
+        LARGE >> 20
+    ))?;
     done(&["attach", &web, "--mode", mode])?;
     let address = pair.addresses(&web)?.0;
     let metered = meter(&pair, &web, &[], || pair.fetch(address, "large", 1))?;
@@ -380,30 +547,49 @@ fn a_large_transfer_is_counted_to_the_octet(mode: &str) -> Result<(), Failed> {
     let http = metered.of(6, Some(80));
     same("connections", http.len(), 1)?;
     let octets = http[0]["responderOctets"].as_u64().unwrap_or_default();
-    let again = http[0]["reverseRetransmittedSegments"].as_u64().unwrap_or_default();
+    let again = http[0]["reverseRetransmittedSegments"]
+        .as_u64()
+        .unwrap_or_default();
     // A response's head is some hundred octets; what was sent again is on the wire twice.
     let head = octets.saturating_sub(LARGE as u64);
-    ensure((1..2000).contains(&head) || again > 0, format!("{octets} octets, {again} sent again"))?;
+    ensure(
+        (1..2000).contains(&head) || again > 0,
+        format!("{octets} octets, {again} sent again"),
+    )?;
     ensure(octets >= LARGE as u64, format!("{octets} octets"))?;
     same("end reason", &http[0]["flowEndReason"], &Value::from(3))?;
     // With offloads on, frames are larger than the MTU: far fewer than one for every 1,448 octets.
-    let frames = http[0]["reversePacketDeltaCount"].as_u64().unwrap_or_default();
-    ensure(frames < octets / 1448, format!("{frames} frames: offloads were switched off"))?;
-    same("the client is untouched", sh_in(&pair.netns(&client)?, "ip -o link | grep nv- | cat")?, String::new())
+    let frames = http[0]["reversePacketDeltaCount"]
+        .as_u64()
+        .unwrap_or_default();
+    ensure(
+        frames < octets / 1448,
+        format!("{frames} frames: offloads were switched off"),
+    )?;
+    same(
+        "the client is untouched",
+        sh_in(&pair.netns(&client)?, "ip -o link | grep nv- | cat")?,
+        String::new(),
+    )
 }
 
 fn both_sides_are_seen_and_named(mode: &str) -> Result<(), Failed> {
     let pair = Pair::new()?;
     let (web, client) = (pair.web(), pair.client());
     done(&["attach", &web, &client, "--mode", mode])?;
-    let listed: Vec<Value> =
-        done(&["list", "--output", "json"])?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let listed: Vec<Value> = done(&["list", "--output", "json"])?
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
     same("attached", listed.len(), 2)?;
     let address = pair.addresses(&web)?.0;
     let metered = meter(&pair, &web, &[], || pair.fetch(address, "doc", 10))?;
     let http = metered.of(6, Some(80));
     for (workload, peer) in [(&web, &client), (&client, &web)] {
-        let side: Vec<_> = http.iter().filter(|r| r["workload"] == workload.as_str()).collect();
+        let side: Vec<_> = http
+            .iter()
+            .filter(|r| r["workload"] == workload.as_str())
+            .collect();
         same(&format!("connections seen by {workload}"), side.len(), 10)?;
         for record in side {
             same("peer", &record["peerWorkload"], &Value::from(peer.as_str()))?;
@@ -411,7 +597,9 @@ fn both_sides_are_seen_and_named(mode: &str) -> Result<(), Failed> {
         }
     }
     same("connections", http.len(), 20)?;
-    let only = meter(&pair, &web, &["--container", &client], || pair.fetch(address, "doc", 10))?;
+    let only = meter(&pair, &web, &["--container", &client], || {
+        pair.fetch(address, "doc", 10)
+    })?;
     same("of one container", only.of(6, Some(80)).len(), 10)
 }
 
@@ -438,7 +626,10 @@ fn a_download_outlives_attach_and_detach(mode: &str) -> Result<(), Failed> {
             let mut back = vec![0; text.len()];
             near.read_exact(&mut back)?;
             sent += text.len() as u64;
-            ensure(back == text.as_bytes(), "what came back is not what was sent")
+            ensure(
+                back == text.as_bytes(),
+                "what came back is not what was sent",
+            )
         };
         for _ in 0..3 {
             round(&mut near)?;
@@ -462,7 +653,11 @@ fn stop_and_restart_leave_nothing(mode: &str) -> Result<(), Failed> {
         }
         sh(&format!("docker {command} {web}"))?;
         if command != "start" {
-            same("attached after it", done(&["list", "--output", "json"])?, String::new())?;
+            same(
+                "attached after it",
+                done(&["list", "--output", "json"])?,
+                String::new(),
+            )?;
         }
     }
     pair.fetch(pair.addresses(&web)?.0, "doc", 1)?;
@@ -470,7 +665,11 @@ fn stop_and_restart_leave_nothing(mode: &str) -> Result<(), Failed> {
     pair.fetch(pair.addresses(&web)?.0, "doc", 1)?;
     sh(&format!("docker network disconnect {} {web}", pair.prefix))?;
     done(&["repair"])?;
-    same("links of ours", sh("ip -o link show | grep nv- | cat")?, String::new())?;
+    same(
+        "links of ours",
+        sh("ip -o link show | grep nv- | cat")?,
+        String::new(),
+    )?;
     sh(&format!("docker network connect {} {web}", pair.prefix))?;
     pair.fetch(pair.addresses(&web)?.0, "doc", 1)
 }
@@ -487,15 +686,41 @@ fn a_capture_opens_elsewhere(mode: &str) -> Result<(), Failed> {
     pair.settled(&web)?;
     capture.end()?;
     let read = sh(&format!("tcpdump -e -n -r {} 2>&1", file.display()))?;
-    let own = sh_in(&pair.netns(&web)?, "ip -o link show dev eth0 | sed -E 's/.*ether ([0-9a-f:]+).*/\\1/'")?;
-    ensure(read.contains(own.trim()), format!("without the container's own address {own}: {read}"))?;
-    ensure(!read.contains("4e:65:75:56"), format!("marks were left in the frames: {read}"))?;
-    let records = done(&["flows", "--read", &file.display().to_string(), "--output", "json"])?;
-    let records: Vec<Value> = records.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    same("connections", records.iter().filter(|r| r["destinationTransportPort"] == 80).count(), 5)
+    let own = sh_in(
+        &pair.netns(&web)?,
+        "ip -o link show dev eth0 | sed -E 's/.*ether ([0-9a-f:]+).*/\\1/'",
+    )?;
+    ensure(
+        read.contains(own.trim()),
+        format!("without the container's own address {own}: {read}"),
+    )?;
+    ensure(
+        !read.contains("4e:65:75:56"),
+        format!("marks were left in the frames: {read}"),
+    )?;
+    let records = done(&[
+        "flows",
+        "--read",
+        &file.display().to_string(),
+        "--output",
+        "json",
+    ])?;
+    let records: Vec<Value> = records
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    same(
+        "connections",
+        records
+            .iter()
+            .filter(|r| r["destinationTransportPort"] == 80)
+            .count(),
+        5,
+    )
 }
 
-fn bad_targets_are_told_in_a_line(/* all that an operator can get wrong with an engine */) -> Result<(), Failed> {
+fn bad_targets_are_told_in_a_line(/* all that an operator can get wrong with an engine */)
+ -> Result<(), Failed> {
     let pair = Pair::new()?;
     let (web, prefix) = (pair.web(), &pair.prefix);
     let image = format!("{prefix}:test");
@@ -510,18 +735,39 @@ fn bad_targets_are_told_in_a_line(/* all that an operator can get wrong with an 
         let refused = |arguments: &[&str], code: i32, words: &[&str]| -> Result<(), Failed> {
             let output = nvcli(arguments)?;
             let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            same(&format!("exit code of {arguments:?}: {told}"), output.status.code(), Some(code))?;
+            same(
+                &format!("exit code of {arguments:?}: {told}"),
+                output.status.code(),
+                Some(code),
+            )?;
             let first = told.lines().next().unwrap_or_default();
             ensure(first.starts_with("error: "), told.clone())?;
-            ensure(told.contains("try: "), format!("{arguments:?} says not what to do: {told}"))?;
-            words.iter().try_for_each(|word| ensure(told.contains(word), format!("without `{word}`: {told}")))
+            ensure(
+                told.contains("try: "),
+                format!("{arguments:?} says not what to do: {told}"),
+            )?;
+            words.iter().try_for_each(|word| {
+                ensure(told.contains(word), format!("without `{word}`: {told}"))
+            })
         };
         refused(&["attach", "no-such-container"], 1, &["no-such-container"])?;
-        refused(&["attach", &format!("{prefix}-stopped")], 1, &["docker start"])?;
+        refused(
+            &["attach", &format!("{prefix}-stopped")],
+            1,
+            &["docker start"],
+        )?;
         refused(&["attach", &format!("{prefix}-host")], 1, &["host"])?;
         refused(&["attach", &format!("{prefix}-none")], 1, &["none"])?;
-        refused(&["attach", &web, "--interface", "eth7"], 1, &["eth7", "eth0"])?;
-        refused(&["attach", &web, "--interface", "an-impossible-name"], 1, &["15 octets"])?;
+        refused(
+            &["attach", &web, "--interface", "eth7"],
+            1,
+            &["eth7", "eth0"],
+        )?;
+        refused(
+            &["attach", &web, "--interface", "an-impossible-name"],
+            1,
+            &["15 octets"],
+        )?;
         refused(&["flows", "--duration", "1s"], 1, &["attach"])?;
         refused(&["capture", &web, "-w", "/dev/null"], 1, &["attach"])?;
         refused(&["detach", &web], 1, &["not attached"])?;
@@ -530,9 +776,15 @@ fn bad_targets_are_told_in_a_line(/* all that an operator can get wrong with an 
         // It has no network of its own: what it shares is attached already, as its owner's.
         refused(&["attach", &format!("{prefix}-shared")], 1, &[&web])?;
         done(&["detach", "--all"])?;
-        same("links of ours", sh("ip -o link show | grep nv- | cat")?, String::new())
+        same(
+            "links of ours",
+            sh("ip -o link show | grep nv- | cat")?,
+            String::new(),
+        )
     })();
-    let _ = sh(&format!("docker rm -f {prefix}-stopped {prefix}-host {prefix}-none {prefix}-shared"));
+    let _ = sh(&format!(
+        "docker rm -f {prefix}-stopped {prefix}-host {prefix}-none {prefix}-shared"
+    ));
     checked
 }
 
@@ -543,20 +795,34 @@ fn files_agree_with_tshark() -> Result<(), Failed> {
     sh(&format!("chmod 755 {}", directory.path().display()))?;
     let lab = nvnet::lab::Lab::new(&["web", "client"])?;
     let file = directory.path().join("lab.pcap");
-    let dump = format!("exec tcpdump -i lab-br -n -s 0 -B 65536 -U -w {}", file.display());
+    let dump = format!(
+        "exec tcpdump -i lab-br -n -s 0 -B 65536 -U -w {}",
+        file.display()
+    );
     let tcpdump = lab.host.run(|| {
         let mut command = Command::new("sh");
         command.args(["-c", &dump]);
         Beside::start(command, "listening on")
     })??;
     let (web, client) = (&lab.containers[0], &lab.containers[1]);
-    for (address, octets) in [(IpAddr::from(web.ipv4), 100_000), (web.ipv6.into(), 7), (web.ipv4.into(), 3_000_000)] {
-        let listener = web.netns.run(|| TcpListener::bind(SocketAddr::new(address, 0)))??;
+    for (address, octets) in [
+        (IpAddr::from(web.ipv4), 100_000),
+        (web.ipv6.into(), 7),
+        (web.ipv4.into(), 3_000_000),
+    ] {
+        let listener = web
+            .netns
+            .run(|| TcpListener::bind(SocketAddr::new(address, 0)))??;
         let to = listener.local_addr()?;
         let mut near = client.netns.run(|| TcpStream::connect(to))??;
         let (mut far, _) = listener.accept()?;
-        let sender = std::thread::spawn(move || near.write_all(&vec![7; octets]).map(|()| drop(near)));
-        same("carried", std::io::copy(&mut far, &mut std::io::sink())?, octets as u64)?;
+        let sender =
+            std::thread::spawn(move || near.write_all(&vec![7; octets]).map(|()| drop(near)));
+        same(
+            "carried",
+            std::io::copy(&mut far, &mut std::io::sink())?,
+            octets as u64,
+        )?;
         sender.join().expect("no panic")?;
     }
     // A frame sent last and seen in the file tells that all before it are there too.
@@ -571,7 +837,10 @@ fn files_agree_with_tshark() -> Result<(), Failed> {
         read.uid(65_534).gid(65_534);
     }
     let output = read.output()?;
-    ensure(output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())?;
+    ensure(
+        output.status.success(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )?;
     let ours = String::from_utf8(output.stdout)?;
     let mut ours: Vec<(String, u64, u64)> = ours
         .lines()
@@ -580,7 +849,9 @@ fn files_agree_with_tshark() -> Result<(), Failed> {
         .iter()
         .filter(|record| record["protocolIdentifier"] == 6)
         .map(|record| {
-            let sum = |a: &str, b: &str| record[a].as_u64().unwrap_or(0) + record[b].as_u64().unwrap_or(0);
+            let sum = |a: &str, b: &str| {
+                record[a].as_u64().unwrap_or(0) + record[b].as_u64().unwrap_or(0)
+            };
             (
                 record["sourceTransportPort"].to_string(),
                 sum("packetDeltaCount", "reversePacketDeltaCount"),
@@ -594,11 +865,22 @@ fn files_agree_with_tshark() -> Result<(), Failed> {
     let conversations = sh(&format!("tshark -r {path} -q -z conv,tcp 2>/dev/null"))?;
     let mut theirs = Vec::new();
     for line in conversations.lines().filter(|line| line.contains("<->")) {
-        let port = line.split_whitespace().next().and_then(|end| end.rsplit(':').next()).ok_or("no port")?.to_owned();
+        let port = line
+            .split_whitespace()
+            .next()
+            .and_then(|end| end.rsplit(':').next())
+            .ok_or("no port")?
+            .to_owned();
         let fields = format!("-Y 'tcp.port == {port}' -T fields -e frame.len");
         let lengths = sh(&format!("tshark -r {path} {fields} 2>/dev/null"))?;
-        let lengths = lengths.lines().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-        ensure(line.contains(&format!(" {} ", lengths.len())), format!("{line} has not {} frames", lengths.len()))?;
+        let lengths = lengths
+            .lines()
+            .map(str::parse)
+            .collect::<Result<Vec<u64>, _>>()?;
+        ensure(
+            line.contains(&format!(" {} ", lengths.len())),
+            format!("{line} has not {} frames", lengths.len()),
+        )?;
         theirs.push((port, lengths.len() as u64, lengths.iter().sum()));
     }
     theirs.sort();
@@ -620,6 +902,10 @@ impl UdpMark {
     fn wait_for(&self, file: &Path) -> Result<(), Failed> {
         let file: PathBuf = file.into();
         let found = "that was all of it";
-        sh(&format!("timeout 20 sh -c 'until grep -q \"{found}\" {}; do :; done'", file.display())).map(drop)
+        sh(&format!(
+            "timeout 20 sh -c 'until grep -q \"{found}\" {}; do :; done'",
+            file.display()
+        ))
+        .map(drop)
     }
 }

@@ -800,7 +800,11 @@ impl Transaction<'_> {
         };
         let mut batch = Vec::new();
         if way == Way::Leaves && !record.had_clsact {
-            batch.push(tc::add_clsact(port.index, &port.name));
+            batch.extend(tc::add_clsact_to_foreign(
+                port.index,
+                &port.name,
+                port.txqlen,
+            ));
         }
         batch.push(filter.add(&port.name));
         if way == Way::Leaves {

@@ -224,6 +224,9 @@ impl Error {
             Self::Netns { source, .. } if errno(source) == Some(libc::ENOENT) => {
                 "check the pid or name; `ls /run/netns` shows named namespaces".into()
             }
+            Self::BadName { .. } => "name an interface as `ip link` shows it".into(),
+            Self::NothingToAttach { .. } => "give it an Ethernet interface, or choose another target".into(),
+            Self::NetnsLost { .. } => "`ip link delete` its port when the container is gone for good".into(),
             Self::NoSuchInterface { .. } => "name one of the interfaces that are there".into(),
             Self::HostNetwork { .. } => {
                 "choose a container with a network of its own; the host's traffic is read without attaching".into()

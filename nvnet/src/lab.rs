@@ -119,7 +119,8 @@ fn container(
         name,
         mac,
         mtu: 1500,
-        txqlen: 1000,
+        // As an engine makes them.
+        txqlen: 0,
     };
     let outside = MacAddr([2, 0x4e, 0x76, 0, 1, number]);
     host.send(link::add_pair(

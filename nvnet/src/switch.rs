@@ -178,7 +178,8 @@ impl Switch {
         }
         let mut rules = Vec::new();
         if !tc::has_clsact(target, self.original)? {
-            rules.push(tc::add_clsact(self.original, &self.ex));
+            let queue = link::by_index(target, self.original)?.map_or(0, |link| link.txqlen);
+            rules.extend(tc::add_clsact_to_foreign(self.original, &self.ex, queue));
         }
         let entering = Filter {
             link: self.original,

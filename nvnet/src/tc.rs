@@ -265,6 +265,15 @@ pub(crate) fn add_clsact(link: u32, where_: &str) -> Request {
     )
 }
 
+/// The same for a link that is not ours. The kernel gives a link without a queue one of 1,000 frames when it gets a
+/// queueing discipline, which is not ours to change.
+pub(crate) fn add_clsact_to_foreign(link: u32, where_: &str, txqlen: u32) -> [Request; 2] {
+    [
+        add_clsact(link, where_),
+        crate::link::txqlen(link, where_, txqlen),
+    ]
+}
+
 /// The request that deletes clsact with all its filters; only for a link where no filter of others is left.
 pub(crate) fn delete_clsact(link: u32, where_: &str) -> Request {
     Request::new(

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Need, chain, ensure, picture, privileged, same, sh_in};
+use common::{Need, chain, ensure, picture, privileged, same, same_picture, sh_in};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nvnet::lab::{Lab, LabContainer};
 use nvnet::{Attachment, CheckedPlan, Error, Mode, Netns, Plan, Workload};
@@ -187,21 +187,7 @@ fn traffic(lab: &Lab) -> Result<(), Failed> {
 /// Both pictures are as they were, and nothing of ours is left.
 fn untouched(lab: &Lab, before: &[String]) -> Result<(), Failed> {
     for (netns, before) in namespaces(lab).zip(before) {
-        let after = picture(netns)?;
-        if after != *before {
-            let gone = before
-                .lines()
-                .filter(|line| !after.contains(line))
-                .map(|line| format!("- {line}"));
-            let new = after
-                .lines()
-                .filter(|line| !before.contains(line))
-                .map(|line| format!("+ {line}"));
-            let lines: Vec<_> = gone.chain(new).collect();
-            return Err(
-                format!("{} is not as it was:\n{}", netns.label(), lines.join("\n")).into(),
-            );
-        }
+        same_picture(netns.label(), before, &picture(netns)?)?;
     }
     same("attachments", nvnet::list(&lab.host)?.len(), 0)
 }

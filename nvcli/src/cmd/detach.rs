@@ -111,7 +111,9 @@ pub(crate) fn not_attached(target: &Target, attached: &[Attachment]) -> CliError
     names.truncate(5);
     let error = CliError::new(format!("{target} is not attached"));
     if names.is_empty() {
-        return error.because("nothing is");
+        return error
+            .because("nothing is")
+            .remedy(format!("nvcli attach {target}"));
     }
     error
         .because(format!("attached: {}", names.join(", ")))

@@ -160,3 +160,23 @@ pub fn chain(error: nvnet::Error) -> Failed {
     }
     text.into()
 }
+
+/// Fails with the lines that are in one picture only.
+pub fn same_picture(what: &str, before: &str, after: &str) -> Result<(), Failed> {
+    if before == after {
+        return Ok(());
+    }
+    let only = |of: &str, other: &str, sign: char| {
+        let there: std::collections::BTreeSet<&str> = other.lines().collect();
+        of.lines()
+            .filter(|line| !there.contains(line))
+            .map(|line| format!("{sign} {line}\n"))
+            .collect::<String>()
+    };
+    Err(format!(
+        "{what} is not as it was:\n{}{}",
+        only(before, after, '-'),
+        only(after, before, '+')
+    )
+    .into())
+}
