@@ -36,6 +36,11 @@ pub(crate) struct Opener {
 }
 
 impl Opener {
+    /// With a connection that is there already.
+    pub(crate) fn with(engine: Option<Engine>) -> Self {
+        Self { engine }
+    }
+
     /// The namespace of `target`, and whose it is.
     pub(crate) fn open(&mut self, target: &Target, say: Say) -> Result<(Netns, Workload)> {
         let cannot = |error: nvnet::Error| net(format!("cannot open {target}"), &error);

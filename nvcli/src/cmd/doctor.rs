@@ -4,12 +4,15 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
 
+use nvcapture::{Ring, RingConfig};
+use nvnet::{BRIDGE, Features, Health, Netns, Plan};
 use serde::Serialize;
 
 use crate::args::{Doctor, ListOutput};
 use crate::container::Engine;
 use crate::escape;
 use crate::exit::{CliError, Exit, Result, Say};
+use crate::open::{Opener, host, net};
 use crate::render::table::{Column, Fit, table, terminal_width};
 use crate::target::Target;
 
@@ -91,7 +94,21 @@ impl Finding {
 /// Looks at everything and prints what it finds.
 pub(crate) fn run(args: &Doctor, say: Say) -> Result<Exit> {
     let mut findings = vec![privileges(), kernel()];
-    findings.extend(engine(args.target.as_ref()));
+    let privileged = findings
+        .iter()
+        .all(|finding| finding.verdict != Verdict::Fail);
+    if privileged {
+        findings.extend(features());
+        findings.push(ring());
+    }
+    let engine = Engine::connect();
+    findings.push(docker(engine.as_ref(), args.target.as_ref()));
+    if privileged {
+        findings.extend(attachments());
+        if let Some(target) = &args.target {
+            findings.push(attachable(target, engine));
+        }
+    }
     print(&findings, args.output).map_err(|source| CliError::output(&source))?;
     let usable = findings
         .iter()
@@ -166,53 +183,183 @@ fn kernel() -> Finding {
     }
 }
 
-/// The engine is needed only by who names containers.
-fn engine(target: Option<&Target>) -> Vec<Finding> {
-    let wanted = match target {
-        Some(Target::Container(name)) => Some(name),
-        _ => None,
+/// What the kernel can do: one line when all is there, one for each that is missing.
+fn features() -> Vec<Finding> {
+    const CHECK: &str = "features";
+    let features = match Features::probe() {
+        Ok(features) => features,
+        Err(error) => {
+            let error = net("cannot try the kernel's features", &error);
+            return vec![Finding::error(Verdict::Fail, CHECK, &error)];
+        }
     };
-    let needed = if wanted.is_some() {
+    let either = features.cls_u32.is_ok() || features.cls_matchall.is_ok();
+    let mut findings = Vec::new();
+    for (name, probe) in features.iter() {
+        let Err(why) = probe else { continue };
+        let found = format!("no {name}: {why}");
+        findings.push(match name {
+            "cls_u32" | "cls_matchall" if either => continue,
+            "cls_u32" | "cls_matchall" => {
+                Finding::warn(CHECK, found, "modprobe cls_matchall; without it only `attach --mode mirror` works")
+            }
+            "rename of a link that is up" => Finding::warn(
+                CHECK,
+                found,
+                "Linux 6.2 or later; before, attaching inline takes the interface down for a moment",
+            ),
+            _ => Finding::fail(CHECK, found, "a kernel with CONFIG_BRIDGE, VETH, NET_SCH_INGRESS, NET_CLS_BPF, NET_ACT_MIRRED and BPF_SYSCALL"),
+        });
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            CHECK,
+            "all that attaching needs, tried in a scratch namespace",
+        ));
+    }
+    findings
+}
+
+/// Whether the memory of a ring can be had.
+fn ring() -> Finding {
+    const CHECK: &str = "ring";
+    let open = || -> Result<Finding> {
+        let config = RingConfig::default();
+        let scratch = Netns::nameless("a scratch namespace")
+            .map_err(|error| net("cannot make a scratch namespace", &error))?;
+        let opened = scratch
+            .run(|| Ring::open(&config, "lo"))
+            .map_err(|error| net("cannot enter a scratch namespace", &error))?;
+        match opened {
+            // Its loopback is down, which is told last: memory and socket were had.
+            Ok(_) | Err(nvcapture::Error::InterfaceDown { .. }) => {
+                let mebibytes = (u64::from(config.block_size) * u64::from(config.block_nr)) >> 20;
+                Ok(Finding::ok(
+                    CHECK,
+                    format!("{mebibytes} MiB shared with the kernel"),
+                ))
+            }
+            Err(error) => Err(CliError::new("cannot open a ring")
+                .caused_by(&error)
+                .remedy("free memory; ulimit -l")),
+        }
+    };
+    open().unwrap_or_else(|error| Finding::error(Verdict::Fail, CHECK, &error))
+}
+
+/// The engine is needed only by who names containers.
+fn docker(engine: std::result::Result<&Engine, &CliError>, target: Option<&Target>) -> Finding {
+    let needed = if matches!(target, Some(Target::Container(_))) {
         Verdict::Fail
     } else {
         Verdict::Warn
     };
-    let engine = match Engine::connect() {
-        Ok(engine) => engine,
-        Err(error) => return vec![Finding::error(needed, "docker", &error)],
-    };
-    let mut findings = vec![match engine.version() {
-        Ok(version) => Finding::ok(
+    match engine.map(|engine| (engine, engine.version())) {
+        Ok((engine, Ok(version))) => Finding::ok(
             "docker",
             format!("{version} at {}", engine.socket().display()),
         ),
-        Err(error) => Finding::error(needed, "docker", &error),
-    }];
-    if let Some(wanted) = wanted {
-        findings.push(
-            match engine
-                .find(wanted)
-                .and_then(|found| engine.still_is(&found).map(|()| found))
-            {
-                Ok(found) => {
-                    let shared = found
-                        .shared_by
-                        .map(|by| format!("; {by} shares its network"))
-                        .unwrap_or_default();
-                    let id = found.id.get(..12).unwrap_or_default();
-                    Finding::ok(
-                        "target",
-                        format!(
-                            "container {} ({id}) runs as pid {}{shared}",
-                            found.name, found.pid
-                        ),
-                    )
+        Ok((_, Err(error))) => Finding::error(needed, "docker", &error),
+        Err(error) => Finding::error(needed, "docker", error),
+    }
+}
+
+/// What is attached, whether it is whole, and whether nv-br is wide enough for it.
+fn attachments() -> Vec<Finding> {
+    const CHECK: &str = "attached";
+    let read = || -> Result<Vec<Finding>> {
+        let failed = |error: nvnet::Error| net("cannot read what is attached", &error);
+        let host = host()?;
+        let attached = nvnet::list(&host).map_err(failed)?;
+        if attached.is_empty() {
+            return Ok(vec![Finding::ok(CHECK, "nothing")]);
+        }
+        let mut findings = Vec::new();
+        for attachment in &attached {
+            let (name, interface) = (&attachment.workload.name, &attachment.interface);
+            if let Health::Damaged { why } = &attachment.health {
+                findings.push(Finding::warn(
+                    CHECK,
+                    format!("{interface} of {name} is damaged: {why}"),
+                    "nvcli repair",
+                ));
+            }
+        }
+        let links = nvnet::links(&host).map_err(failed)?;
+        match links.iter().find(|link| link.name == BRIDGE) {
+            Some(bridge) => {
+                let wider: Vec<String> = attached
+                    .iter()
+                    .filter(|attachment| attachment.mtu > bridge.mtu)
+                    .map(|attachment| format!("{} ({})", attachment.port, attachment.mtu))
+                    .collect();
+                if !wider.is_empty() {
+                    let found = format!(
+                        "{BRIDGE} has MTU {}, less than {}: longer frames are not seen",
+                        bridge.mtu,
+                        wider.join(", ")
+                    );
+                    let widest = attached
+                        .iter()
+                        .map(|attachment| attachment.mtu)
+                        .max()
+                        .unwrap_or(bridge.mtu);
+                    findings.push(Finding::warn(
+                        "mtu",
+                        found,
+                        format!("ip link set {BRIDGE} mtu {widest}"),
+                    ));
                 }
-                Err(error) => Finding::error(Verdict::Fail, "target", &error),
-            },
+                if !bridge.is_up() {
+                    findings.push(Finding::warn(
+                        CHECK,
+                        format!("{BRIDGE} is down: no frame is seen"),
+                        format!("ip link set {BRIDGE} up"),
+                    ));
+                }
+            }
+            None => findings.push(Finding::warn(
+                CHECK,
+                format!("{BRIDGE} is gone"),
+                "nvcli repair",
+            )),
+        }
+        if findings.is_empty() {
+            findings.push(Finding::ok(
+                CHECK,
+                format!("{} interfaces, all whole", attached.len()),
+            ));
+        }
+        Ok(findings)
+    };
+    read().unwrap_or_else(|error| vec![Finding::error(Verdict::Fail, CHECK, &error)])
+}
+
+/// Whether the target could be attached, found out as `attach --dry-run` does.
+fn attachable(target: &Target, engine: Result<Engine>) -> Finding {
+    const CHECK: &str = "target";
+    if let (Target::Container(_), Err(_)) = (target, &engine) {
+        return Finding::fail(
+            CHECK,
+            format!("{target} cannot be looked up without Docker"),
+            "name it by pid:N or netns:NAME",
         );
     }
-    findings
+    let check = || -> Result<Finding> {
+        let (netns, workload) = Opener::with(engine.ok()).open(target, Say::new(true))?;
+        match Plan::new(&host()?, &netns, workload).check() {
+            Ok(plan) => Ok(Finding::ok(
+                CHECK,
+                format!("{target} can be attached, in {} steps", plan.steps().len()),
+            )),
+            Err(nvnet::Error::AlreadyAttached { interface, id, .. }) => Ok(Finding::ok(
+                CHECK,
+                format!("{interface} of {target} is attached (id {id})"),
+            )),
+            Err(error) => Err(net(format!("{target} cannot be attached"), &error)),
+        }
+    };
+    check().unwrap_or_else(|error| Finding::error(Verdict::Fail, CHECK, &error))
 }
 
 fn print(findings: &[Finding], output: ListOutput) -> io::Result<()> {

@@ -533,13 +533,7 @@ fn account(say: Say, meter: &Meter, source: &SourceStats, took: Duration) {
         grouped(evicted),
         grouped(source.wire_octets),
     ));
-    let rate = |seconds: f64| {
-        if seconds > 0.0 {
-            format!("{:.2} M", stats.frames as f64 / seconds / 1e6)
-        } else {
-            "any number of".to_owned()
-        }
-    };
+    let rate = |seconds: f64| count((stats.frames as f64 / seconds.max(1e-6)) as u64);
     let cpu = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).map_or(
         0.0,
         |usage| {

@@ -83,6 +83,10 @@ impl<W: Write> Csv<W> {
         }
     }
 
+    fn field(&mut self, text: impl AsRef<[u8]>) -> io::Result<()> {
+        self.out.write_field(text).map_err(io_error)
+    }
+
     fn titles(&mut self) -> io::Result<()> {
         if !std::mem::take(&mut self.header) {
             return Ok(());
@@ -90,13 +94,13 @@ impl<W: Write> Csv<W> {
         for &field in Field::ALL {
             if field == Field::HandshakeRtt {
                 for part in ["client", "server"] {
-                    self.out.write_field(format!("{}.{part}", field.name()))?;
+                    self.field(format!("{}.{part}", field.name()))?;
                 }
             } else {
-                self.out.write_field(field.name())?;
+                self.field(field.name())?;
             }
         }
-        Ok(self.out.write_record(None::<&[u8]>)?)
+        self.out.write_record(None::<&[u8]>).map_err(io_error)
     }
 }
 
@@ -107,25 +111,23 @@ impl<W: Write> Lines for Csv<W> {
         for &field in Field::ALL {
             match record.value(field) {
                 Some(Value::HandshakeRtt { client, server }) => {
-                    self.out.write_field(number(client))?;
-                    self.out.write_field(number(server))?;
+                    self.field(number(client))?;
+                    self.field(number(server))?;
                 }
                 None if field == Field::HandshakeRtt => {
-                    self.out.write_field("")?;
-                    self.out.write_field("")?;
+                    self.field("")?;
+                    self.field("")?;
                 }
-                None => self.out.write_field("")?,
-                Some(Value::Unsigned(number)) => self.out.write_field(number.to_string())?,
-                Some(Value::Address(address)) => self.out.write_field(address.to_string())?,
-                Some(Value::Text(text)) => {
-                    self.out.write_field(escape::csv_field(text).as_bytes())?
-                }
+                None => self.field("")?,
+                Some(Value::Unsigned(number)) => self.field(number.to_string())?,
+                Some(Value::Address(address)) => self.field(address.to_string())?,
+                Some(Value::Text(text)) => self.field(escape::csv_field(text).as_bytes())?,
                 Some(other) => self
                     .out
                     .write_field(escape::csv_field(&format!("{other:?}")).as_bytes())?,
             }
         }
-        Ok(self.out.write_record(None::<&[u8]>)?)
+        self.out.write_record(None::<&[u8]>).map_err(io_error)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -135,16 +137,25 @@ impl<W: Write> Lines for Csv<W> {
     }
 }
 
+/// The error itself: csv's own conversion hides its kind, and with it that a pipe was closed.
+fn io_error(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
+    }
+}
+
 /// The columns of a table of connections.
-pub(crate) const COLUMNS: [Column; 10] = [
+pub(crate) const COLUMNS: [Column; 11] = [
     Column::left("CLIENT").fit(Fit::Shorten(14)).usual(21),
     Column::left("SERVER").fit(Fit::Shorten(14)).usual(21),
+    Column::left("AT").fit(Fit::Drop(3)),
     Column::left("PROTO"),
     Column::left("VLAN").fit(Fit::Drop(5)),
     Column::left("STATE").fit(Fit::Drop(2)).usual(11),
     Column::right("PACKETS").usual(9),
     Column::right("OCTETS").usual(11),
-    Column::right("RTT").fit(Fit::Drop(3)).usual(5),
+    Column::right("RTT").fit(Fit::Drop(4)).usual(5),
     Column::right("TIME").usual(5),
     Column::left("END").usual(7),
 ];
@@ -233,6 +244,8 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
     vec![
         end(record.source, client.as_deref()),
         end(record.destination, server.as_deref()),
+        // Traffic between two attached containers is seen at both.
+        escape::text(record.labels.workload.as_deref().unwrap_or_default()).into_owned(),
         protocol(record.protocol_identifier).into_owned(),
         record.vlan_id.map(|id| id.to_string()).unwrap_or_default(),
         state,
@@ -246,6 +259,12 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
 }
 
 fn endpoint_text(endpoint: Endpoint, name: Option<&str>, has_ports: bool) -> String {
+    // A group is not the container that listens to it.
+    let is_group = match endpoint.address {
+        IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_multicast(),
+    };
+    let name = name.filter(|_| !is_group);
     match (name, has_ports) {
         (Some(name), true) => format!("{}:{}", escape::text(name), endpoint.port),
         (Some(name), false) => escape::text(name).into_owned(),

@@ -146,7 +146,7 @@ impl Watch {
             .map(|Reverse(Ranked(_, _, record))| row(record))
             .collect();
 
-        let layout = Layout::new(&COLUMNS, &rows, Some(width), false);
+        let layout = Layout::new(&COLUMNS, &rows, Some(width), true);
         let mut screen = String::from(HOME);
         let line = |screen: &mut String, text: &str| {
             screen.push_str(&shortened(text.trim_end_matches('\n'), width));

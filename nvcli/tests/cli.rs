@@ -1,0 +1,609 @@
+//! The program, run as people run it: output, exit codes, errors. Needs no privileges.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which clippy takes for something else"
+)]
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use nvcapture::{CaptureWriter, Frame, FrameMeta, InterfaceDescription, Timestamp};
+use serde_json::Value;
+
+fn nvcli() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+    command
+        .env_remove("COLUMNS")
+        .env_remove("NVCLI_LOG")
+        .env("DOCKER_HOST", "unix:///nonexistent/docker.sock");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    nvcli().args(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+/// A TCP segment in an Ethernet frame, without checksums, which nobody looks at.
+fn segment(
+    source: ([u8; 4], u16),
+    destination: ([u8; 4], u16),
+    seq: u32,
+    ack: u32,
+    bits: u8,
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    let total = u16::try_from(40 + payload.len()).unwrap();
+    frame.extend([0x45, 0]);
+    frame.extend(total.to_be_bytes());
+    frame.extend([0, 0, 0, 0, 64, 6, 0, 0]);
+    frame.extend(source.0);
+    frame.extend(destination.0);
+    frame.extend(source.1.to_be_bytes());
+    frame.extend(destination.1.to_be_bytes());
+    frame.extend(seq.to_be_bytes());
+    frame.extend(ack.to_be_bytes());
+    frame.extend([0x50, bits, 0xff, 0xff, 0, 0, 0, 0]);
+    frame.extend(payload);
+    frame
+}
+
+fn datagram(source: ([u8; 4], u16), destination: ([u8; 4], u16), payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    let length = u16::try_from(8 + payload.len()).unwrap();
+    frame.extend([0x45, 0]);
+    frame.extend((20 + length).to_be_bytes());
+    frame.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    frame.extend(source.0);
+    frame.extend(destination.0);
+    frame.extend(source.1.to_be_bytes());
+    frame.extend(destination.1.to_be_bytes());
+    frame.extend(length.to_be_bytes());
+    frame.extend([0, 0]);
+    frame.extend(payload);
+    frame
+}
+
+const CLIENT: ([u8; 4], u16) = ([10, 0, 0, 2], 40_000);
+const SERVER: ([u8; 4], u16) = ([10, 0, 0, 3], 80);
+const RESOLVER: ([u8; 4], u16) = ([10, 0, 0, 9], 53);
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const PSH: u8 = 8;
+const ACK: u8 = 16;
+
+/// One HTTP connection from SYN to the last ACK, one DNS query with its answer, one ARP request.
+fn frames() -> Vec<Vec<u8>> {
+    let asks = |seq, ack, bits, payload: &[u8]| segment(CLIENT, SERVER, seq, ack, bits, payload);
+    let answers = |seq, ack, bits, payload: &[u8]| segment(SERVER, CLIENT, seq, ack, bits, payload);
+    let mut arp = vec![0xff; 6];
+    arp.extend([2, 0, 0, 0, 0, 2, 8, 6]);
+    arp.extend([0; 28]);
+    vec![
+        arp,
+        datagram((CLIENT.0, 5_353), RESOLVER, b"question"),
+        datagram(RESOLVER, (CLIENT.0, 5_353), b"answer, longer"),
+        asks(100, 0, SYN, b""),
+        answers(500, 101, SYN | ACK, b""),
+        asks(101, 501, ACK, b""),
+        asks(101, 501, PSH | ACK, b"GET / HTTP/1.1\r\n\r\n"),
+        answers(501, 119, PSH | ACK, b"HTTP/1.1 204 No Content\r\n\r\n"),
+        answers(528, 119, FIN | ACK, b""),
+        asks(119, 529, FIN | ACK, b""),
+        answers(529, 120, ACK, b""),
+    ]
+}
+
+fn capture(frames: &[Vec<u8>]) -> Vec<u8> {
+    let mut writer = CaptureWriter::new(Vec::new(), "test").unwrap();
+    let number = writer
+        .add_interface(&InterfaceDescription::default())
+        .unwrap();
+    for (frame, at) in frames.iter().zip(0_u64..) {
+        let time = Timestamp::from_nanos(1_700_000_000_000_000_000 + at * 1_000_000);
+        let meta = FrameMeta::ethernet(time, u32::try_from(frame.len()).unwrap());
+        writer.write(number, &Frame::new(frame, meta)).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self, name: &str, octets: &[u8]) -> PathBuf {
+        let path = self.0.path().join(name);
+        std::fs::write(&path, octets).unwrap();
+        path
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn lines_of(output: &Output) -> Vec<Value> {
+    stdout(output)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn what_cannot_be_followed_is_wrong_usage() {
+    for args in [
+        &[][..],
+        &["nonsense"],
+        &["attach"],
+        &["detach"],
+        &["detach", "web-1", "--all"],
+        &["attach", "a b"],
+        &["attach", "web-1", "--mode", "sideways"],
+        &["attach", "pid:0"],
+        &["flows", "--read"],
+        &["flows", "--read", "a", "--watch"],
+        &["flows", "--read", "a", "--container", "web-1"],
+        &["flows", "--duration", "10"],
+        &["flows", "--count", "0"],
+        &["flows", "--snaplen", "1"],
+        &["flows", "--max-connections", "0", "--read", "a"],
+        &["flows", "--output", "xml"],
+        &["flows", "--read", "-", "--read", "-"],
+        &["capture", "web-1"],
+        &["completions", "tcsh"],
+    ] {
+        let output = run(args);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+        assert!(output.stdout.is_empty(), "{args:?}");
+        assert!(!output.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn help_is_on_standard_output_and_tells_every_command() {
+    let output = run(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    for command in [
+        "attach",
+        "detach",
+        "list",
+        "repair",
+        "flows",
+        "capture",
+        "doctor",
+        "demo",
+        "completions",
+    ] {
+        assert!(
+            stdout(&output).contains(&format!("\n  {command}")),
+            "{command}"
+        );
+        let help = run(&[command, "--help"]);
+        assert_eq!(help.status.code(), Some(0), "{command}");
+        assert!(stdout(&help).contains("Usage: nvcli"), "{command}");
+    }
+}
+
+#[test]
+fn completions_name_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        assert!(stdout(&output).contains("flows"), "{shell}");
+    }
+}
+
+#[test]
+fn json_has_the_elements_names_in_their_order() {
+    let folder = Folder::new();
+    let file = folder.file("a.pcapng", &capture(&frames()));
+    let output = run(&["flows", "--read", text(&file), "--output", "json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(output.stderr.is_empty(), "{}", stderr(&output));
+    let records = lines_of(&output);
+    assert_eq!(records.len(), 2);
+    let tcp = records
+        .iter()
+        .find(|record| record["protocolIdentifier"] == 6)
+        .unwrap();
+    let expected = serde_json::json!({
+        "flowStartMicroseconds": 1_700_000_000_003_000_u64,
+        "flowEndMicroseconds": 1_700_000_000_010_000_u64,
+        "sourceIPv4Address": "10.0.0.2",
+        "destinationIPv4Address": "10.0.0.3",
+        "sourceTransportPort": 40_000,
+        "destinationTransportPort": 80,
+        "protocolIdentifier": 6,
+        "packetDeltaCount": 4,
+        "reversePacketDeltaCount": 4,
+        "octetDeltaCount": 178,
+        "reverseOctetDeltaCount": 187,
+        "layer2OctetDeltaCount": 234,
+        "reverseLayer2OctetDeltaCount": 243,
+        "initiatorOctets": 18,
+        "responderOctets": 27,
+        "tcpControlBits": 27,
+        "reverseTcpControlBits": 27,
+        "flowEndReason": 3,
+        "handshakeRttMicroseconds": { "client": 1_000, "server": 1_000 },
+    });
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(&tcp[key], value, "{key}");
+    }
+    for absent in [
+        "sourceIPv6Address",
+        "icmpTypeCodeIPv4",
+        "vlanId",
+        "workload",
+        "vantage",
+    ] {
+        assert!(tcp.get(absent).is_none(), "{absent}");
+    }
+    let line = stdout(&output)
+        .lines()
+        .find(|line| line.contains("\"protocolIdentifier\":6"))
+        .unwrap();
+    let order = [
+        "flowStartMicroseconds",
+        "sourceIPv4Address",
+        "packetDeltaCount",
+        "flowEndReason",
+        "tcpState",
+    ];
+    let places: Vec<usize> = order
+        .iter()
+        .map(|key| line.find(&format!("\"{key}\":")).unwrap())
+        .collect();
+    assert!(places.is_sorted(), "{line}");
+}
+
+#[test]
+fn csv_has_the_same_names_and_one_row_a_record() {
+    let folder = Folder::new();
+    let file = folder.file("a.pcapng", &capture(&frames()));
+    let output = run(&["flows", "--read", text(&file), "--output", "csv"]);
+    let mut reader = csv::Reader::from_reader(stdout(&output).as_bytes());
+    let titles = reader.headers().unwrap().clone();
+    let of = |row: &csv::StringRecord, title: &str| {
+        let at = titles.iter().position(|name| name == title).unwrap();
+        row[at].to_owned()
+    };
+    let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 2);
+    let tcp = rows
+        .iter()
+        .find(|row| of(row, "protocolIdentifier") == "6")
+        .unwrap();
+    assert_eq!(of(tcp, "responderOctets"), "27");
+    assert_eq!(of(tcp, "handshakeRttMicroseconds.server"), "1000");
+    assert_eq!(of(tcp, "sourceIPv6Address"), "");
+
+    let bare = run(&[
+        "flows",
+        "--read",
+        text(&file),
+        "--output",
+        "csv",
+        "--no-header",
+    ]);
+    assert_eq!(stdout(&bare).lines().count(), 2);
+    let empty = folder.file("empty.pcapng", &capture(&[]));
+    let output = run(&["flows", "--read", text(&empty), "--output", "csv"]);
+    assert!(stdout(&output).starts_with("flowStartMicroseconds,"));
+    assert_eq!(stdout(&output).lines().count(), 1);
+}
+
+#[test]
+fn a_table_is_whole_without_a_terminal_and_fits_the_columns_told() {
+    let folder = Folder::new();
+    let file = folder.file("a.pcapng", &capture(&frames()));
+    let args = ["flows", "--read", text(&file), "--sort", "octets"];
+    let whole = run(&args);
+    assert_eq!(
+        stdout(&whole),
+        "CLIENT                 SERVER                 PROTO  STATE          PACKETS       OCTETS    RTT   TIME  END\n\
+         10.0.0.2:40000         10.0.0.3:80            tcp    CLOSED             4/4      178/187  2.0ms  7.0ms  closed\n\
+         10.0.0.2:5353          10.0.0.9:53            udp                       1/1        36/42         1.0ms  open\n"
+    );
+    // All that stays is shown whole; what has no room is left out.
+    let narrow = nvcli().args(args).env("COLUMNS", "80").output().unwrap();
+    assert_eq!(stdout(&narrow).lines().count(), 3);
+    for line in stdout(&narrow).lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    assert!(
+        stdout(&narrow).contains("10.0.0.2:40000"),
+        "{}",
+        stdout(&narrow)
+    );
+    assert!(!stdout(&narrow).contains("STATE"), "{}", stdout(&narrow));
+    let bare = run(&["flows", "--read", text(&file), "--no-header"]);
+    assert_eq!(stdout(&bare).lines().count(), 2);
+    assert!(!stdout(&bare).contains("CLIENT"));
+}
+
+#[test]
+fn count_ends_the_run_and_with_sort_takes_the_first() {
+    let folder = Folder::new();
+    let file = folder.file("a.pcapng", &capture(&frames()));
+    let output = run(&[
+        "flows",
+        "--read",
+        text(&file),
+        "--output",
+        "json",
+        "--count",
+        "1",
+    ]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(lines_of(&output).len(), 1);
+    for (key, protocol) in [("octets", 6), ("start", 17)] {
+        let output = run(&[
+            "flows",
+            "--read",
+            text(&file),
+            "--output",
+            "json",
+            "--count",
+            "1",
+            "--sort",
+            key,
+        ]);
+        let records = lines_of(&output);
+        assert_eq!(records.len(), 1);
+        assert_eq!(records[0]["protocolIdentifier"], protocol, "{key}");
+    }
+}
+
+#[test]
+fn stats_account_for_every_frame_on_standard_error() {
+    let folder = Folder::new();
+    let mut all = frames();
+    // An IPv4 header that ends too soon.
+    all.push(vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0]);
+    let file = folder.file("a.pcapng", &capture(&all));
+    let output = run(&[
+        "flows",
+        "--read",
+        text(&file),
+        "--output",
+        "json",
+        "--stats",
+    ]);
+    assert_eq!(lines_of(&output).len(), 2);
+    let told = "12 frames read = 10 metered + 1 not IP + 1 unparsed + 0 refused";
+    assert!(stderr(&output).contains(told), "{}", stderr(&output));
+}
+
+#[test]
+fn several_files_are_read_as_one_and_standard_input_too() {
+    let folder = Folder::new();
+    let all = frames();
+    let first = folder.file("1.pcapng", &capture(&all[..6]));
+    let output = {
+        let mut child = nvcli()
+            .args([
+                "flows",
+                "--read",
+                text(&first),
+                "--read",
+                "-",
+                "--output",
+                "json",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(&capture(&all[6..]))
+            .unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let records = lines_of(&output);
+    assert_eq!(records.len(), 2);
+    let tcp = records
+        .iter()
+        .find(|record| record["protocolIdentifier"] == 6)
+        .unwrap();
+    assert_eq!(
+        (&tcp["packetDeltaCount"], &tcp["flowEndReason"]),
+        (&4.into(), &3.into())
+    );
+}
+
+#[test]
+fn a_damaged_capture_gives_its_records_and_an_error() {
+    let folder = Folder::new();
+    let mut octets = capture(&frames());
+    octets.truncate(octets.len() - 10);
+    let file = folder.file("cut.pcapng", &octets);
+    let output = run(&["flows", "--read", text(&file), "--output", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let records = lines_of(&output);
+    assert_eq!(records.len(), 2);
+    let tcp = records
+        .iter()
+        .find(|record| record["protocolIdentifier"] == 6)
+        .unwrap();
+    assert_eq!(
+        tcp["reversePacketDeltaCount"], 3,
+        "the last frame is the damaged one"
+    );
+    let told = stderr(&output);
+    assert!(
+        told.contains("was not read to its end")
+            && told.contains("offset")
+            && told.contains("try: "),
+        "{told}"
+    );
+}
+
+#[test]
+fn what_cannot_be_read_is_an_error_with_its_cause() {
+    let folder = Folder::new();
+    let nonsense = folder.file(
+        "nonsense",
+        b"this is no capture at all, but long enough to be one",
+    );
+    let empty = folder.file("empty", b"");
+    let missing = folder.0.path().join("missing\x1b[31m\nerror: forged");
+    for (path, says) in [
+        (nonsense.as_path(), "neither pcap nor pcapng"),
+        (empty.as_path(), "cannot read"),
+        (missing.as_path(), "No such file"),
+        (folder.0.path(), "Is a directory"),
+    ] {
+        let output = run(&["flows", "--read", text(path)]);
+        assert_eq!(output.status.code(), Some(1), "{path:?}");
+        assert!(output.stdout.is_empty());
+        let told = stderr(&output);
+        assert!(told.starts_with("error: ") && told.contains(says), "{told}");
+        assert!(
+            !told.contains('\x1b') && !told.contains("\nerror: forged"),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn one_bad_file_does_not_keep_the_others() {
+    let folder = Folder::new();
+    let good = folder.file("a.pcapng", &capture(&frames()));
+    let output = run(&[
+        "flows",
+        "--read",
+        "/nonexistent",
+        "--read",
+        text(&good),
+        "--output",
+        "json",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(lines_of(&output).len(), 2);
+}
+
+#[test]
+fn a_reader_who_goes_away_is_no_error() {
+    let folder = Folder::new();
+    // More records than a pipe and all buffers hold.
+    let many: Vec<Vec<u8>> = (0..20_000_u16)
+        .map(|port| datagram((CLIENT.0, port), RESOLVER, b"question"))
+        .collect();
+    let file = folder.file("many.pcapng", &capture(&many));
+    for output in ["json", "csv", "table"] {
+        let mut child = nvcli()
+            .args(["flows", "--read", text(&file), "--output", output])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut first = [0; 16];
+        let mut pipe = child.stdout.take().unwrap();
+        pipe.read_exact(&mut first).unwrap();
+        drop(pipe);
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{output}: {}", stderr(&ended));
+        assert!(ended.stderr.is_empty(), "{output}: {}", stderr(&ended));
+    }
+}
+
+#[test]
+fn a_full_table_refuses_no_memory_and_says_so() {
+    let folder = Folder::new();
+    let many: Vec<Vec<u8>> = (0..1_000_u16)
+        .map(|port| datagram((CLIENT.0, port), RESOLVER, b"question"))
+        .collect();
+    let file = folder.file("many.pcapng", &capture(&many));
+    let output = run(&[
+        "flows",
+        "--read",
+        text(&file),
+        "--output",
+        "json",
+        "--max-connections",
+        "16",
+        "--stats",
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let records = lines_of(&output);
+    let packets: u64 = records
+        .iter()
+        .map(|record| record["packetDeltaCount"].as_u64().unwrap())
+        .sum();
+    assert_eq!(packets, 1_000);
+    assert!(records.iter().any(|record| record["flowEndReason"] == 5));
+    assert!(
+        stderr(&output).contains("16 at the same time at most"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn no_engine_is_said_with_the_way_round_it() {
+    let output = run(&["attach", "web-1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    assert!(
+        told.contains("no Docker engine") && told.contains("pid:N"),
+        "{told}"
+    );
+    let output = nvcli()
+        .args(["attach", "web-1"])
+        .env("DOCKER_HOST", "tcp://10.0.0.1:2375")
+        .output()
+        .unwrap();
+    assert!(
+        stderr(&output).contains("no socket of this machine"),
+        "{}",
+        stderr(&output)
+    );
+    let output = run(&["attach", "netns:no-such-name-at-all"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("No such file"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn doctor_tells_each_finding_as_json_too() {
+    let output = run(&["doctor", "--output", "json", "--quiet"]);
+    let findings = lines_of(&output);
+    assert!(
+        findings
+            .iter()
+            .any(|finding| finding["check"] == "privileges")
+    );
+    let docker = findings
+        .iter()
+        .find(|finding| finding["check"] == "docker")
+        .unwrap();
+    assert_eq!(docker["verdict"], "warn");
+    assert!(docker["try"].is_string());
+    let fails = findings.iter().any(|finding| finding["verdict"] == "fail");
+    assert_eq!(output.status.code(), Some(i32::from(fails)));
+}
