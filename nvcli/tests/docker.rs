@@ -740,8 +740,10 @@ fn bad_targets_are_told_in_a_line(/* all that an operator can get wrong with an 
                 output.status.code(),
                 Some(code),
             )?;
-            let first = told.lines().next().unwrap_or_default();
-            ensure(first.starts_with("error: "), told.clone())?;
+            ensure(
+                told.lines().any(|line| line.starts_with("error: ")),
+                told.clone(),
+            )?;
             ensure(
                 told.contains("try: "),
                 format!("{arguments:?} says not what to do: {told}"),

@@ -22,6 +22,10 @@
 //! # }
 //! ```
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod attach;
 mod attr;
 mod bpf;
