@@ -22,7 +22,7 @@ use crate::{
 /// other, every load would be waited for; in a batch they overlap. 32 is where more brought nothing (benches/table.rs).
 const BATCH: usize = 32;
 
-/// The marker address' first four octets: "NeuV".
+/// The marker address' first four octets: "NeuV". The group bit is set where it stands for a group address.
 const MARKER: [u8; 4] = [0x4e, 0x65, 0x75, 0x56];
 
 /// Meters frames into connections.
@@ -364,7 +364,7 @@ impl Meter {
 fn marker(ethernet: &Ethernet<'_>) -> (Option<u16>, Option<bool>) {
     for (address, sender_inside) in [(ethernet.source(), true), (ethernet.destination(), false)] {
         if let [a, b, c, d, high, low] = address
-            && [a, b, c, d] == MARKER
+            && [a & !1, b, c, d] == MARKER
         {
             return (Some(u16::from_be_bytes([high, low])), Some(sender_inside));
         }

@@ -83,6 +83,9 @@ const fn store_word_imm(dst: u8, off: i16, imm: i32) -> Insn {
 const fn store_half_imm(dst: u8, off: i16, imm: i32) -> Insn {
     insn(0x6a, dst, 0, off, imm)
 }
+const fn store_byte_imm(dst: u8, off: i16, imm: i32) -> Insn {
+    insn(0x72, dst, 0, off, imm)
+}
 const fn call(helper: i32) -> Insn {
     insn(0x85, 0, 0, 0, helper)
 }
@@ -155,6 +158,12 @@ fn stack_mac(off: i16, mac: MacAddr) -> [Insn; 2] {
     ]
 }
 
+/// Sets the group bit of the address on the stack at -8: a mark in the place of a group address stays a group address,
+/// so that what it stood for can be told again from the packet.
+fn keep_group_bit(id: AttachmentId) -> Insn {
+    store_byte_imm(FP, -8, i32::from(id.group_mac().0[0]))
+}
+
 /// Stores the six octets on the stack at `stack` into the frame at `offset`.
 fn store_mac(offset: i32, stack: i32) -> [Insn; 7] {
     [
@@ -180,16 +189,16 @@ pub(crate) fn mark(id: AttachmentId, own: MacAddr) -> Vec<Insn> {
     Assembler::default()
         .then(&[mov(R6, R1)])
         .then(&stack_mac(-8, id.mac()))
-        .then(&[load_word(R7, R6, skb::TC_INDEX)])
-        .jump(Jump::Is(R7, i32::from(LEAVES)), "leaves")
-        .jump(Jump::Is(R7, i32::from(ENTERED)), "entered")
         .then(&[
+            load_word(R7, R6, skb::TC_INDEX),
             load_word(R2, R6, skb::DATA),
             load_word(R3, R6, skb::DATA_END),
             mov(R4, R2),
             add_imm(R4, ETH_HLEN),
         ])
         .jump(Jump::Above(R4, R3), "leaves")
+        .jump(Jump::Is(R7, i32::from(LEAVES)), "leaves")
+        .jump(Jump::Is(R7, i32::from(ENTERED)), "entered")
         // 32-bit loads are zero-extended, immediates sign-extended: compare in halves that fit.
         .then(&[load_half(R5, R2, 6)])
         .jump(Jump::IsNot(R5, low_half(head)), "not_from_us")
@@ -207,6 +216,10 @@ pub(crate) fn mark(id: AttachmentId, own: MacAddr) -> Vec<Insn> {
         .then(&[load_half(R5, R2, 4)])
         .jump(Jump::IsNot(R5, tail), "leaves")
         .label("entered")
+        .then(&[load_byte(R5, R2, 0), and_imm(R5, 1)])
+        .jump(Jump::Is(R5, 0), "to_one")
+        .then(&[keep_group_bit(id)])
+        .label("to_one")
         .then(&store_mac(DESTINATION, -8))
         .jump(Jump::Always, "match")
         .label("leaves")
@@ -258,7 +271,7 @@ pub(crate) fn mirror(id: AttachmentId, bridge: u32, way: Way) -> Vec<Insn> {
         Way::Enters => DESTINATION,
     };
     let at = offset as i16;
-    Assembler::default()
+    let mut program = Assembler::default()
         .then(&[mov(R6, R1)])
         .then(&stack_mac(-8, id.mac()))
         .then(&[
@@ -277,7 +290,15 @@ pub(crate) fn mirror(id: AttachmentId, bridge: u32, way: Way) -> Vec<Insn> {
             store_half(FP, -16, R7),
             store_half(FP, -14, R8),
             store_half(FP, -12, R5),
-        ])
+        ]);
+    if way == Way::Enters {
+        program = program
+            .then(&[load_byte(R5, R2, 0), and_imm(R5, 1)])
+            .jump(Jump::Is(R5, 0), "to_one")
+            .then(&[keep_group_bit(id)])
+            .label("to_one");
+    }
+    program
         .then(&store_mac(offset, -8))
         .then(&[
             mov(R1, R6),

@@ -78,6 +78,24 @@ impl AttachmentId {
         MacAddr([p0, p1, p2, p3, hi, lo])
     }
 
+    /// The same with the group bit set, 4f:65:75:56:HH:LL: in the place of a broadcast or multicast address.
+    pub const fn group_mac(self) -> MacAddr {
+        let [first, rest @ ..] = self.mac().0;
+        let [b, c, d, e, f] = rest;
+        MacAddr([first | 1, b, c, d, e, f])
+    }
+
+    /// The id that a marked address carries, whether it stands for one or for a group; `None` for any other address.
+    pub const fn from_mac(mac: MacAddr) -> Option<Self> {
+        let [a, b, c, d, hi, lo] = mac.0;
+        let [p0, p1, p2, p3] = MAC_PREFIX;
+        if a & !1 == p0 && b == p1 && c == p2 && d == p3 {
+            Self::new(u16::from_be_bytes([hi, lo]))
+        } else {
+            None
+        }
+    }
+
     /// The name of the host end of its veth pair, inline.
     pub(crate) fn port(self) -> String {
         format!("{PORT_PREFIX}{self}")
@@ -415,6 +433,17 @@ mod tests {
     fn an_id_is_its_mac() {
         let id = AttachmentId::new(0x0102).expect("not zero");
         assert_eq!(id.mac().to_string(), "4e:65:75:56:01:02");
+        assert_eq!(id.group_mac().to_string(), "4f:65:75:56:01:02");
+        assert_eq!(AttachmentId::from_mac(id.mac()), Some(id));
+        assert_eq!(AttachmentId::from_mac(id.group_mac()), Some(id));
+        assert_eq!(
+            AttachmentId::from_mac(MacAddr([0x4e, 0x65, 0x75, 0x57, 1, 2])),
+            None
+        );
+        assert_eq!(
+            AttachmentId::from_mac(MacAddr([0x4e, 0x65, 0x75, 0x56, 0, 0])),
+            None
+        );
         assert_eq!("0102".parse(), Ok(id));
         assert!("0000".parse::<AttachmentId>().is_err() && "+102".parse::<AttachmentId>().is_err());
     }

@@ -782,7 +782,10 @@ fn frames_are_marked_by_the_way_they_went() -> Result<(), Failed> {
         let attachment = attach(&lab, 0, mode)?;
         let (web, client) = (&lab.containers[0], &lab.containers[1]);
         let bridge = Wire::open(&lab.host, "nv-br")?;
-        let mark = attachment.id.mac().octets();
+        let (mark, group) = (
+            attachment.id.mac().octets(),
+            attachment.id.group_mac().octets(),
+        );
         let (own, other, forged) = (web.mac.octets(), client.mac.octets(), [2, 9, 9, 9, 9, 9]);
         let inside = Wire::open(&web.netns, "eth0")?;
         let outside = Wire::open(&client.netns, "eth0")?;
@@ -807,7 +810,7 @@ fn frames_are_marked_by_the_way_they_went() -> Result<(), Failed> {
             (
                 &outside,
                 frame([0xff; 6], other, "enters to all"),
-                (mark, other),
+                (group, other),
             ),
             (
                 &outside,

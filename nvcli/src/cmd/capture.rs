@@ -10,7 +10,7 @@ use nvcapture::{
     CaptureWriter, Frame, InterfaceDescription, InterfaceNumber, Next, PacketType, Ring,
     RingConfig, SourceStats, Timestamp,
 };
-use nvnet::{Attachment, BRIDGE, MAC_PREFIX};
+use nvnet::{Attachment, AttachmentId, BRIDGE, MacAddr};
 
 use crate::args::Capture;
 use crate::cmd::detach::{is_of, not_attached};
@@ -201,11 +201,7 @@ fn copy(
 /// Which of the interfaces (sorted by id) a frame belongs to, and whether it leaves the container.
 fn whose(octets: &[u8], captured: &[Captured]) -> Option<(usize, bool)> {
     let marked = |address: &[u8; 6]| -> Option<usize> {
-        let [a, b, c, d, high, low] = *address;
-        if [a, b, c, d] != MAC_PREFIX {
-            return None;
-        }
-        let id = u16::from_be_bytes([high, low]);
+        let id = AttachmentId::from_mac(MacAddr(*address))?.number();
         captured
             .binary_search_by_key(&id, |interface| interface.id)
             .ok()
@@ -227,17 +223,51 @@ fn restored<'o>(
 ) -> Frame<'o> {
     octets.clear();
     octets.extend_from_slice(frame.octets());
-    let address = if leaves { 6..12 } else { 0..6 };
-    if let Some(address) = octets.get_mut(address) {
-        address.copy_from_slice(&mac);
+    let group = frame.octets().first().is_some_and(|first| first & 1 == 1);
+    let (place, address, packet_type) = match (leaves, group) {
+        (true, _) => (6..12, mac, PacketType::Outgoing),
+        (false, false) => (0..6, mac, PacketType::Host),
+        (false, true) => match group_address(frame.octets()) {
+            BROADCAST => (0..6, BROADCAST, PacketType::Broadcast),
+            multicast => (0..6, multicast, PacketType::Multicast),
+        },
+    };
+    if let Some(octets) = octets.get_mut(place) {
+        octets.copy_from_slice(&address);
     }
     let mut meta = *frame.meta();
-    meta.packet_type = Some(if leaves {
-        PacketType::Outgoing
-    } else {
-        PacketType::Host
-    });
+    meta.packet_type = Some(packet_type);
     Frame::new(octets, meta)
+}
+
+const BROADCAST: [u8; 6] = [0xff; 6];
+
+/// The group address that a frame was sent to, from the group that its packet names (RFC 1112, RFC 2464); what names none
+/// (ARP, an IPv4 broadcast) was sent to all.
+fn group_address(octets: &[u8]) -> [u8; 6] {
+    let word = |at: usize| {
+        octets
+            .get(at..at + 2)
+            .map(|w| u16::from_be_bytes([w[0], w[1]]))
+    };
+    let mut at = 12;
+    while let Some(0x8100 | 0x88a8) = word(at) {
+        at += 4;
+    }
+    let group = |at: usize| octets.get(at..)?.first_chunk::<4>().copied();
+    match word(at) {
+        // The destination is 16 octets into an IPv4 header.
+        Some(0x0800) => match group(at + 2 + 16) {
+            Some([0xe0..=0xef, b, c, d]) => [0x01, 0x00, 0x5e, b & 0x7f, c, d],
+            _ => BROADCAST,
+        },
+        // And 24 octets into an IPv6 header, where its last four count.
+        Some(0x86dd) => match group(at + 2 + 24 + 12) {
+            Some([a, b, c, d]) => [0x33, 0x33, a, b, c, d],
+            None => BROADCAST,
+        },
+        _ => BROADCAST,
+    }
 }
 
 fn description(attachment: &Attachment, snaplen: Option<u32>) -> InterfaceDescription {
@@ -317,6 +347,46 @@ mod tests {
         assert_eq!(whose(&frame(other, *b"NeuV\x09\x09"), &all), None);
         assert_eq!(whose(&frame(other, other), &all), None);
         assert_eq!(whose(&[0x4e; 11], &all), None);
+    }
+
+    #[test]
+    fn a_group_address_is_told_from_the_packet() {
+        let to = |ethertype: [u8; 2], at: usize, destination: &[u8]| {
+            let mut octets = [&b"OeuV\x01\x02"[..], &[2; 6], &ethertype].concat();
+            octets.resize(14 + at, 0);
+            octets.extend_from_slice(destination);
+            octets
+        };
+        let cases = [
+            (
+                to([8, 0], 16, &[224, 129, 2, 3]),
+                [0x01, 0x00, 0x5e, 1, 2, 3],
+                PacketType::Multicast,
+            ),
+            (
+                to([8, 0], 16, &[10, 0, 0, 255]),
+                BROADCAST,
+                PacketType::Broadcast,
+            ),
+            (to([8, 6], 0, &[0, 1]), BROADCAST, PacketType::Broadcast),
+            (
+                to([0x86, 0xdd], 24 + 12, &[0xff, 0, 0, 2]),
+                [0x33, 0x33, 0xff, 0, 0, 2],
+                PacketType::Multicast,
+            ),
+            (to([0x86, 0xdd], 3, &[]), BROADCAST, PacketType::Broadcast),
+        ];
+        for (marked, address, kind) in cases {
+            assert_eq!(whose(&marked, &two()), Some((0, false)));
+            let meta = FrameMeta::ethernet(Timestamp::ZERO, 60);
+            let mut octets = Vec::new();
+            let frame = restored(&Frame::new(&marked, meta), &mut octets, [0xaa; 6], false);
+            assert_eq!(
+                (&frame.octets()[..6], frame.meta().packet_type),
+                (&address[..], Some(kind))
+            );
+            assert_eq!(frame.octets()[6..], marked[6..]);
+        }
     }
 
     #[test]
