@@ -26,7 +26,7 @@ pub struct Features {
     pub cls_bpf: Probe,
     /// eBPF as a classifier, for the marks. Needed.
     pub ebpf: Probe,
-    /// The mirred action. Needed.
+    /// The mirred action, in all four directions (Linux 4.10). Needed inline.
     pub mirred: Probe,
     /// The u32 classifier; it or matchall is needed inline.
     pub cls_u32: Probe,
@@ -87,9 +87,16 @@ impl Features {
         let ebpf = said(program.and_then(|fd| {
             socket.send(trial(a, 2, Classifier::Ebpf(fd.as_fd()), None).add("probe-a"))
         }));
-        let redirect = Some(Mirred::IngressRedirect(b));
-        let mirred =
-            said(socket.send(trial(a, 3, Classifier::Classic(u32::MAX), redirect).add("probe-a")));
+        let directions = [
+            Mirred::EgressMirror(b),
+            Mirred::EgressRedirect(b),
+            Mirred::IngressMirror(b),
+            Mirred::IngressRedirect(b),
+        ];
+        let mirred = (10..).zip(directions).try_for_each(|(pref, direction)| {
+            let filter = trial(a, pref, Classifier::Classic(u32::MAX), Some(direction));
+            said(socket.send(filter.add("probe-a")))
+        });
         let cls_u32 = said(socket.send(trial(a, 4, Classifier::U32All, None).add("probe-a")));
         let cls_matchall =
             said(socket.send(trial(a, 5, Classifier::Matchall, None).add("probe-a")));

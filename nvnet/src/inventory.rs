@@ -70,6 +70,76 @@ pub fn links(netns: &Netns) -> Result<Vec<Link>, Error> {
     link::all(&mut RouteSocket::open(netns)?)
 }
 
+/// What is wrong with an attachment, looked at from inside its container too; `None` when it is whole.
+///
+/// # Errors
+/// Its namespace could not be found or entered.
+pub fn inspect(host: &Netns, attachment: &Attachment) -> Result<Option<String>, Error> {
+    attach::inspect(host, attachment)
+}
+
+/// A filter of another tool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignFilter {
+    /// The link it is on.
+    pub link: String,
+    /// `ingress` or `egress`.
+    pub hook: &'static str,
+    /// Its preference; lower ones come first.
+    pub pref: u16,
+    /// What it classifies with: `bpf`, `u32`, `flower`.
+    pub kind: String,
+    /// Its name, where its kind has one.
+    pub name: Option<String>,
+}
+
+impl fmt::Display for ForeignFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            link,
+            hook,
+            pref,
+            kind,
+            name,
+        } = self;
+        write!(f, "{kind} on {hook} of {link} (pref {pref}")?;
+        match name {
+            Some(name) => write!(f, ", {name})"),
+            None => f.write_str(")"),
+        }
+    }
+}
+
+/// The filters that other tools have on clsact and ingress of a namespace's links.
+///
+/// # Errors
+/// The namespace could not be entered, or the lists could not be read.
+pub fn foreign_filters(netns: &Netns) -> Result<Vec<ForeignFilter>, Error> {
+    let mut socket = RouteSocket::open(netns)?;
+    let mut found = Vec::new();
+    let qdiscs = tc::qdiscs(&mut socket)?;
+    for link in link::all(&mut socket)? {
+        let place = |q: &&tc::Qdisc| q.link == link.index && (q.is_clsact() || q.kind == "ingress");
+        if qdiscs.iter().find(place).is_none() {
+            continue;
+        }
+        for filter in tc::all_filters(&mut socket, link.index)? {
+            if !filter.is_ours() {
+                found.push(ForeignFilter {
+                    link: link.name.clone(),
+                    hook: filter.hook.name(),
+                    pref: filter.pref,
+                    kind: filter.kind,
+                    name: filter.name,
+                });
+            }
+        }
+    }
+    // A list has some kinds' tables beside their filters.
+    found.dedup();
+    Ok(found)
+}
+
 /// A thing that was left half-done, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repaired {

@@ -50,6 +50,8 @@ pub use features::{Features, Probe};
 pub use ids::{
     AttachmentId, BRIDGE, EX_PREFIX, GROUP, MAC_PREFIX, MacAddr, Mode, PORT_PREFIX, Workload,
 };
-pub use inventory::{Attachment, Health, Repaired, links, list, repair};
+pub use inventory::{
+    Attachment, ForeignFilter, Health, Repaired, foreign_filters, inspect, links, list, repair,
+};
 pub use link::{Link, LinkStats};
 pub use netns::{Netns, NetnsId};

@@ -76,6 +76,10 @@ impl Hook {
 pub(crate) enum Mirred {
     /// A copy is sent through the device.
     EgressMirror(u32),
+    /// The frame is sent through the device, and is gone here.
+    EgressRedirect(u32),
+    /// A copy is received by the device.
+    IngressMirror(u32),
     /// The frame is received by the device, and is gone here.
     IngressRedirect(u32),
 }
@@ -85,6 +89,8 @@ impl Mirred {
     fn action(self, order: u16, then: TcActionType) -> TcAction {
         let (eaction, ifindex) = match self {
             Self::EgressMirror(ifindex) => (TcMirrorActionType::EgressMirror, ifindex),
+            Self::EgressRedirect(ifindex) => (TcMirrorActionType::EgressRedir, ifindex),
+            Self::IngressMirror(ifindex) => (TcMirrorActionType::IngressMirror, ifindex),
             Self::IngressRedirect(ifindex) => (TcMirrorActionType::IngressRedir, ifindex),
         };
         let mut generic = TcActionGeneric::default();
@@ -224,10 +230,10 @@ impl Filter<'_> {
     ) -> Vec<TcOption> {
         let mut options = program;
         options.push(TcFilterBpfOption::ProgName(self.name.clone()));
+        // Also where the program decides: a classic one's name is not kept, its class is, and tells that it is ours.
+        options.push(TcFilterBpfOption::ClassId(class));
         if self.direct_action {
             options.push(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction));
-        } else {
-            options.push(TcFilterBpfOption::ClassId(class));
         }
         if !actions.is_empty() {
             let mut octets = vec![0; actions.as_slice().buffer_len()];

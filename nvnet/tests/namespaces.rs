@@ -506,6 +506,11 @@ fn two_containers_have_their_own_ids(mode: Mode) -> Result<(), Failed> {
     let before = pictures(&lab)?;
     let (one, two) = (attach(&lab, 0, mode)?, attach(&lab, 1, mode)?);
     ensure(one.id != two.id, "one id for two")?;
+    for hook in ["ingress", "egress"] {
+        let shown = sh_in(&lab.host, &format!("tc filter show dev nv-br {hook}"))?;
+        same(&format!("drop rules on {hook} of nv-br"), shown.matches("bytecode").count(), 1)?;
+    }
+    same("ours taken for others'", nvnet::foreign_filters(&lab.host)?, vec![])?;
     same(
         "names",
         (&one.workload.name[..], &two.workload.name[..]),

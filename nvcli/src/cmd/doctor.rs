@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 
 use nvcapture::{Ring, RingConfig};
-use nvnet::{BRIDGE, Features, Health, Netns, Plan};
+use nvnet::{Attachment, BRIDGE, EX_PREFIX, Features, Mode, Netns, Plan};
 use serde::Serialize;
 
 use crate::args::{Doctor, ListOutput};
@@ -105,8 +105,10 @@ pub(crate) fn run(args: &Doctor, say: Say) -> Result<Exit> {
     findings.push(docker(engine.as_ref(), args.target.as_ref()));
     if privileged {
         findings.extend(attachments());
+        let host = Netns::current();
+        findings.push(other_filters(host.as_ref(), "on this host"));
         if let Some(target) = &args.target {
-            findings.push(attachable(target, engine));
+            findings.extend(attachable(target, engine));
         }
     }
     print(&findings, args.output).map_err(|source| CliError::output(&source))?;
@@ -277,13 +279,14 @@ fn attachments() -> Vec<Finding> {
         let mut findings = Vec::new();
         for attachment in &attached {
             let (name, interface) = (&attachment.workload.name, &attachment.interface);
-            if let Health::Damaged { why } = &attachment.health {
+            if let Some(why) = nvnet::inspect(&host, attachment).map_err(failed)? {
                 findings.push(Finding::warn(
                     CHECK,
                     format!("{interface} of {name} is damaged: {why}"),
                     "nvcli repair",
                 ));
             }
+            findings.extend(narrow(attachment).map_err(failed)?);
         }
         let links = nvnet::links(&host).map_err(failed)?;
         match links.iter().find(|link| link.name == BRIDGE) {
@@ -335,31 +338,99 @@ fn attachments() -> Vec<Finding> {
     read().unwrap_or_else(|error| vec![Finding::error(Verdict::Fail, CHECK, &error)])
 }
 
+/// Whether the container's interface has got a larger MTU than the links behind it, inline.
+fn narrow(attachment: &Attachment) -> std::result::Result<Option<Finding>, nvnet::Error> {
+    let Some(netns) = attachment
+        .netns()
+        .filter(|_| attachment.mode == Mode::Inline)
+    else {
+        return Ok(None);
+    };
+    let links = nvnet::links(&netns)?;
+    let Some(own) = links.iter().find(|link| link.name == attachment.interface) else {
+        return Ok(None);
+    };
+    let original = links
+        .iter()
+        .find(|link| link.name.starts_with(EX_PREFIX) && link.mac == own.mac);
+    let least = original.map_or(attachment.mtu, |original| original.mtu.min(attachment.mtu));
+    let (name, interface) = (&attachment.workload.name, &attachment.interface);
+    Ok((own.mtu > least).then(|| {
+        Finding::warn(
+            "mtu",
+            format!("{interface} of {name} has MTU {}, the links behind it {least}: longer frames are lost", own.mtu),
+            format!("nvcli detach {name} && nvcli attach {name}, which gives all of them the new one"),
+        )
+    }))
+}
+
+/// Whether other tools have filters where ours go: on this host, or in a target's namespace.
+fn other_filters(netns: std::result::Result<&Netns, &nvnet::Error>, of: &str) -> Finding {
+    const CHECK: &str = "other tc";
+    let Ok(netns) = netns else {
+        return Finding::warn(
+            CHECK,
+            format!("cannot be read {of}"),
+            "nvcli doctor as root",
+        );
+    };
+    match nvnet::foreign_filters(netns) {
+        Ok(filters) if filters.is_empty() => {
+            Finding::ok(CHECK, format!("no filters of other tools {of}"))
+        }
+        Ok(filters) => {
+            let shown: Vec<String> = filters.iter().take(5).map(ToString::to_string).collect();
+            let more = filters.len().saturating_sub(shown.len());
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            // They are kept, and ours come before them: nothing to be done about it.
+            Finding::ok(
+                CHECK,
+                format!(
+                    "filters of other tools {of}, which stay: {}{more}",
+                    shown.join("; ")
+                ),
+            )
+        }
+        Err(error) => Finding::error(
+            Verdict::Warn,
+            CHECK,
+            &net("cannot read the filters", &error),
+        ),
+    }
+}
+
 /// Whether the target could be attached, found out as `attach --dry-run` does.
-fn attachable(target: &Target, engine: Result<Engine>) -> Finding {
+fn attachable(target: &Target, engine: Result<Engine>) -> Vec<Finding> {
     const CHECK: &str = "target";
     if let (Target::Container(_), Err(_)) = (target, &engine) {
-        return Finding::fail(
+        let found = format!("{target} cannot be looked up without Docker");
+        return vec![Finding::fail(
             CHECK,
-            format!("{target} cannot be looked up without Docker"),
+            found,
             "name it by pid:N or netns:NAME",
-        );
+        )];
     }
-    let check = || -> Result<Finding> {
+    let check = || -> Result<Vec<Finding>> {
         let (netns, workload) = Opener::with(engine.ok()).open(target, Say::new(true))?;
-        match Plan::new(&host()?, &netns, workload).check() {
-            Ok(plan) => Ok(Finding::ok(
+        let others = other_filters(Ok(&netns), "inside the target");
+        let found = match Plan::new(&host()?, &netns, workload).check() {
+            Ok(plan) => Finding::ok(
                 CHECK,
                 format!("{target} can be attached, in {} steps", plan.steps().len()),
-            )),
-            Err(nvnet::Error::AlreadyAttached { interface, id, .. }) => Ok(Finding::ok(
+            ),
+            Err(nvnet::Error::AlreadyAttached { interface, id, .. }) => Finding::ok(
                 CHECK,
                 format!("{interface} of {target} is attached (id {id})"),
-            )),
-            Err(error) => Err(net(format!("{target} cannot be attached"), &error)),
-        }
+            ),
+            Err(error) => return Err(net(format!("{target} cannot be attached"), &error)),
+        };
+        Ok(vec![found, others])
     };
-    check().unwrap_or_else(|error| Finding::error(Verdict::Fail, CHECK, &error))
+    check().unwrap_or_else(|error| vec![Finding::error(Verdict::Fail, CHECK, &error)])
 }
 
 fn print(findings: &[Finding], output: ListOutput) -> io::Result<()> {
