@@ -463,6 +463,7 @@ impl Entry {
             }
         });
         let reason = match reason {
+            None if self.has_ended() => Some(FlowEndReason::EndOfFlowDetected),
             Some(FlowEndReason::ActiveTimeout) | None => reason,
             Some(_) if self.has_ended() || self.both_said_fin() => {
                 Some(FlowEndReason::EndOfFlowDetected)

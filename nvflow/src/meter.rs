@@ -131,7 +131,8 @@ impl Meter {
 
     /// Shows `visit` every open connection as it stands now, in no order; stops when told to.
     ///
-    /// Such a record's counts are those since the connection's last record, its end reason is `None`.
+    /// Such a record's counts are those since the connection's last record. Its end reason is `None`, or
+    /// [`FlowEndReason::EndOfFlowDetected`] for one that has ended and stays a little for what comes late.
     pub fn open(&self, mut visit: impl FnMut(&FlowRecord) -> ControlFlow<()>) -> ControlFlow<()> {
         self.table
             .slots()

@@ -480,22 +480,22 @@ fn draw(ring: &mut Ring, meter: &Meter, out: &mut Output<'_>) -> io::Result<()> 
     let source = ring.stats().unwrap_or_default();
     let metered = meter.stats();
     let attached = out.names.as_ref().map_or(0, |names| names.attached().len());
-    let mut text = format!(
-        "nvcli: {attached} interfaces, {} connections open, {} frames, {} octets",
-        grouped(metered.connections),
+    let before = format!("nvcli: {attached} interfaces, ");
+    let mut after = format!(
+        ", {} frames, {} octets",
         count(metered.frames),
         count(source.wire_octets)
     );
     if source.dropped + metered.refused > 0 {
-        text.push_str(&format!(
+        after.push_str(&format!(
             ", LOST: {} dropped, {} refused",
             grouped(source.dropped),
             grouped(metered.refused)
         ));
     }
-    text.push_str("   Ctrl-C ends");
+    after.push_str("   Ctrl-C ends");
     let (names, containers) = (out.names.as_ref(), &out.args.containers);
-    watch.draw(meter, &Summary { text }, |record| {
+    watch.draw(meter, &Summary { before, after }, |record| {
         named(names, containers, record)
     })
 }

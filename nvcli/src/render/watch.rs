@@ -11,6 +11,7 @@ use nvflow::{FlowRecord, Meter};
 use crate::args::SortKey;
 use crate::render::flows::{COLUMNS, row};
 use crate::render::table::{Layout, shortened};
+use crate::render::text::grouped;
 
 /// How often the screen is drawn.
 pub(crate) const REFRESH: Duration = Duration::from_millis(500);
@@ -50,12 +51,14 @@ pub(crate) struct Watch {
 /// What the first line tells.
 #[derive(Clone, Debug)]
 pub(crate) struct Summary {
-    /// The line, harmless.
-    pub(crate) text: String,
+    /// What stands before the number of open connections, harmless.
+    pub(crate) before: String,
+    /// What stands after it, harmless.
+    pub(crate) after: String,
 }
 
-/// A candidate for a line: its rank, a number that tells equal ones apart, and the record.
-struct Ranked(u64, usize, FlowRecord);
+/// A candidate for a line: its rank (open ones first), a number that tells equal ones apart, and the record.
+struct Ranked((bool, u64), usize, FlowRecord);
 
 impl PartialEq for Ranked {
     fn eq(&self, other: &Self) -> bool {
@@ -121,11 +124,14 @@ impl Watch {
         self.ended.retain(|(at, _)| at.elapsed() < LINGER);
 
         let mut best: BinaryHeap<Reverse<Ranked>> = BinaryHeap::with_capacity(room + 1);
-        let mut number = 0;
+        let (mut number, mut open) = (0, 0_u64);
         let sort = self.sort;
         let mut offer = |record: FlowRecord| {
             number += 1;
-            best.push(Reverse(Ranked(rank(&record, sort), number, record)));
+            let is_open = record.flow_end_reason.is_none();
+            open += u64::from(is_open);
+            let rank = (is_open, rank(&record, sort));
+            best.push(Reverse(Ranked(rank, number, record)));
             if best.len() > room {
                 best.pop();
             }
@@ -153,7 +159,13 @@ impl Watch {
             screen.push_str(REST_OF_LINE);
             screen.push_str("\r\n");
         };
-        line(&mut screen, &summary.text);
+        let title = format!(
+            "{}{} connections open{}",
+            summary.before,
+            grouped(open),
+            summary.after
+        );
+        line(&mut screen, &title);
         line(&mut screen, &layout.header());
         for cells in &rows {
             line(&mut screen, &layout.row(cells));
