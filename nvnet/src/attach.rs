@@ -698,14 +698,18 @@ impl Transaction<'_> {
             then: TcActionType::Ok,
             direct_action: false,
         };
-        // What is left on this hook are the copies of frames that entered: they get their class and go on to the host.
-        let entered = Filter {
+        // What is left on this hook are copies, which get their class and go on to the host.
+        let classes = bpf::load(c"nv_copied", &bpf::copied(interface.mac))?;
+        let copied = Filter {
+            link: new.index,
+            hook: Hook::Egress,
             pref: tc::PREF + 1,
-            classifier: Classifier::Classic(u32::from(bpf::ENTERED)),
-            name: format!("{} entered", tc::NAME),
+            classifier: Classifier::Ebpf(classes.as_fd()),
+            name: format!("{} copied", tc::NAME),
             class: bpf::ENTERED,
             mirred: vec![],
-            ..leaves_template(new.index)
+            then: TcActionType::Ok,
+            direct_action: false,
         };
         let mut batch = Vec::new();
         if sysctl::has_ipv6(&netns)? {
@@ -721,7 +725,7 @@ impl Transaction<'_> {
         batch.extend([
             tc::add_clsact(new.index, name),
             leaves.add(name),
-            entered.add(name),
+            copied.add(name),
             link::up(new.index, name),
             // A queueing discipline can reset it.
             link::txqlen(new.index, name, link.txqlen),
@@ -870,21 +874,6 @@ impl Transaction<'_> {
                 had_clsact,
             } => delete_mirror(self.host, port, *id, *had_clsact),
         }
-    }
-}
-
-/// The fields that the filters of one link share.
-fn leaves_template(link: u32) -> Filter<'static> {
-    Filter {
-        link,
-        hook: Hook::Egress,
-        pref: tc::PREF,
-        classifier: Classifier::Classic(0),
-        name: String::new(),
-        class: 0,
-        mirred: vec![],
-        then: TcActionType::Ok,
-        direct_action: false,
     }
 }
 

@@ -254,6 +254,32 @@ pub(crate) fn not_from(original: u32) -> Vec<Insn> {
         .finish()
 }
 
+/// The container's new interface, egress, for what [`not_from`] left: copies of frames that came in are [`ENTERED`], and
+/// those of what the original interface sent by itself, told by the source address, [`LEAVES`].
+pub(crate) fn copied(own: MacAddr) -> Vec<Insn> {
+    let [a, b, c, d, e, f] = own.0;
+    let halves = [[a, b], [c, d], [e, f]].map(|half| i32::from(u16::from_ne_bytes(half)));
+    Assembler::default()
+        .then(&[
+            mov_imm(R0, i32::from(ENTERED)),
+            load_word(R2, R1, skb::DATA),
+            load_word(R3, R1, skb::DATA_END),
+            mov(R4, R2),
+            add_imm(R4, ETH_HLEN),
+        ])
+        .jump(Jump::Above(R4, R3), "out")
+        .then(&[load_half(R5, R2, 6)])
+        .jump(Jump::IsNot(R5, halves[0]), "out")
+        .then(&[load_half(R5, R2, 8)])
+        .jump(Jump::IsNot(R5, halves[1]), "out")
+        .then(&[load_half(R5, R2, 10)])
+        .jump(Jump::IsNot(R5, halves[2]), "out")
+        .then(&[mov_imm(R0, i32::from(LEAVES))])
+        .label("out")
+        .then(&[EXIT])
+        .finish()
+}
+
 /// Which address carries the id in mirror mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -352,6 +378,7 @@ mod tests {
         let own = MacAddr([0x82, 0xff, 0xfe, 0x80, 0xff, 0x01]);
         for program in [
             mark(id, own),
+            copied(own),
             not_from(u32::MAX),
             mirror(id, 7, Way::Leaves),
             mirror(id, 7, Way::Enters),

@@ -1,5 +1,6 @@
 //! The exchange of two links' places in a container, there and back.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::tc::TcActionType;
@@ -9,7 +10,7 @@ use crate::identity::Identity;
 use crate::link;
 use crate::socket::{Request, RouteSocket};
 use crate::tc::{self, Classifier, Filter, Hook, Mirred};
-use crate::{AttachmentId, Error, Netns, sysctl};
+use crate::{AttachmentId, Error, Netns, bpf, sysctl};
 
 /// How long the kernel may take to make IPv6 addresses usable; it takes about a millisecond.
 const IPV6_PATIENCE: Duration = Duration::from_secs(5);
@@ -152,8 +153,10 @@ impl Switch {
             Holder::Original => (self.new_index, self.original),
         };
         early(target, identity, to_link)?;
+        // Held until the kernel has taken its number.
+        let local = bpf::load(c"nv_local", &bpf::not_from(self.new_index))?;
         let rules = match to {
-            Holder::New => self.rules(target)?,
+            Holder::New => self.rules(target, local.as_fd())?,
             Holder::Original => self.no_rules(target)?,
         };
         let (loosen, tighten) =
@@ -170,12 +173,21 @@ impl Switch {
         target.batch(&batch)
     }
 
-    /// What is needed so that all the original receives goes to the new link.
-    fn rules(&self, target: &mut RouteSocket) -> Result<Vec<Request>, Error> {
-        let standing = tc::filters(target, self.original, Hook::Ingress)?;
+    /// What is needed so that all the original receives goes to the new link, and that what it sends by itself (for a
+    /// socket that is bound to it, or when it leaves a multicast group) is seen too.
+    fn rules(
+        &self,
+        target: &mut RouteSocket,
+        local: BorrowedFd<'_>,
+    ) -> Result<Vec<Request>, Error> {
+        let standing = tc::all_filters(target, self.original)?;
         if standing.iter().any(tc::Standing::is_ours) {
             return Ok(vec![]);
         }
+        let egress: Vec<_> = standing
+            .into_iter()
+            .filter(|filter| filter.hook == Hook::Egress)
+            .collect();
         let mut rules = Vec::new();
         if !tc::has_clsact(target, self.original)? {
             let queue = link::by_index(target, self.original)?.map_or(0, |link| link.txqlen);
@@ -199,7 +211,20 @@ impl Switch {
             then: TcActionType::Stolen,
             direct_action: false,
         };
-        rules.push(entering.add(&self.ex));
+        let sent = Filter {
+            link: self.original,
+            hook: Hook::Egress,
+            // Behind a filter that stands first, what that one ends is not seen; nothing else depends on it.
+            pref: tc::first_pref(&egress).unwrap_or(tc::PREF),
+            classifier: Classifier::Ebpf(local),
+            name: format!("{} local", tc::NAME),
+            class: self.new.number(),
+            mirred: vec![Mirred::EgressMirror(self.new_index)],
+            // Then the filters of others.
+            then: TcActionType::Unspec,
+            direct_action: false,
+        };
+        rules.extend([sent.add(&self.ex), entering.add(&self.ex)]);
         Ok(rules)
     }
 

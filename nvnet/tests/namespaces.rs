@@ -75,6 +75,10 @@ fn main() {
         nothing_sent_into_the_bridge_reaches_a_container,
     );
     add(
+        "what_the_original_sends_by_itself_is_seen",
+        what_the_original_sends_by_itself_is_seen,
+    );
+    add(
         "frames_are_marked_by_the_way_they_went",
         frames_are_marked_by_the_way_they_went,
     );
@@ -508,9 +512,17 @@ fn two_containers_have_their_own_ids(mode: Mode) -> Result<(), Failed> {
     ensure(one.id != two.id, "one id for two")?;
     for hook in ["ingress", "egress"] {
         let shown = sh_in(&lab.host, &format!("tc filter show dev nv-br {hook}"))?;
-        same(&format!("drop rules on {hook} of nv-br"), shown.matches("bytecode").count(), 1)?;
+        same(
+            &format!("drop rules on {hook} of nv-br"),
+            shown.matches("bytecode").count(),
+            1,
+        )?;
     }
-    same("ours taken for others'", nvnet::foreign_filters(&lab.host)?, vec![])?;
+    same(
+        "ours taken for others'",
+        nvnet::foreign_filters(&lab.host)?,
+        vec![],
+    )?;
     same(
         "names",
         (&one.workload.name[..], &two.workload.name[..]),
@@ -773,6 +785,52 @@ fn nothing_sent_into_the_bridge_reaches_a_container() -> Result<(), Failed> {
         detach(&lab, id)?;
     }
     Ok(())
+}
+
+fn what_the_original_sends_by_itself_is_seen() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let attachment = attach(&lab, 0, Mode::Inline)?;
+    let (web, client) = (&lab.containers[0], &lab.containers[1]);
+    let bridge = Wire::open(&lab.host, "nv-br")?;
+    let outside = Wire::open(&client.netns, "eth0")?;
+    let (own, other) = (web.mac.octets(), client.mac.octets());
+    let sent = frame(other, own, "bound to the original");
+    Wire::open(&web.netns, "nv-ex-eth0")?.send(&sent)?;
+    let arrived = outside.drain().iter().filter(|f| f[..] == sent[..]).count();
+    same("arrived", arrived, 1)?;
+    let seen = bridge
+        .drain()
+        .into_iter()
+        .filter(|f| contains(f, "bound to the original"))
+        .collect::<Vec<_>>();
+    let marked = frame(other, attachment.id.mac().octets(), "bound to the original");
+    same("seen, as leaving", seen, vec![marked])?;
+
+    // From the moment of the switch on, the wire's counter and the port's are of the same frames: what the original says
+    // by itself when it loses its addresses is among them.
+    let counted = || -> Result<(u64, u64), Failed> {
+        let links = nvnet::links(&lab.host)?;
+        let of = |name: &str| {
+            links
+                .iter()
+                .find(|link| link.name == name)
+                .map(|link| link.stats)
+                .ok_or("no link")
+        };
+        let (end, port) = (of(&web.host_end)?, of(&attachment.port)?);
+        Ok((end.rx_packets + end.tx_packets, port.rx_packets))
+    };
+    let (wire, port) = counted()?;
+    traffic(&lab)?;
+    // Two seconds are longer than anything IPv6 puts off.
+    std::thread::sleep(Duration::from_secs(2));
+    let (wire_after, port_after) = counted()?;
+    same(
+        "frames on the wire and on the port",
+        wire_after - wire,
+        port_after - port,
+    )?;
+    detach(&lab, attachment.id)
 }
 
 fn contains(frame: &[u8], text: &str) -> bool {
