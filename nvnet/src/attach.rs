@@ -84,6 +84,20 @@ impl Plan {
         let ino = self.target.id().ino;
         let mut free = free_ids(&mut host, &attached)?;
         let mut interfaces = Vec::new();
+        let here = |a: &&Attachment| a.record.netns_ino == ino;
+        if let Some(there) = attached.iter().find(here).filter(|_| chosen.is_empty()) {
+            return Err(Error::AlreadyAttached {
+                interface: there.interface.clone(),
+                netns: self.target.label().into(),
+                id: there.id,
+            });
+        }
+        if chosen.is_empty() {
+            return Err(Error::Unfinished {
+                interface: "every interface".into(),
+                netns: self.target.label().into(),
+            });
+        }
         for link in chosen {
             let same = |a: &&Attachment| a.record.netns_ino == ino && a.interface == link.name;
             if let Some(there) = attached.iter().find(same) {
@@ -91,6 +105,12 @@ impl Plan {
                     interface: link.name.clone(),
                     netns: self.target.label().into(),
                     id: there.id,
+                });
+            }
+            if is_ours(link) {
+                return Err(Error::Unfinished {
+                    interface: link.name.clone(),
+                    netns: self.target.label().into(),
                 });
             }
             let id = free.next().ok_or(Error::Exhausted {
@@ -149,6 +169,7 @@ impl Plan {
             netns_ino: self.target.id().ino,
             addr_gen_mode: link.addr_gen_mode,
             had_clsact,
+            bridge: None,
             workload: self.workload.clone(),
         };
         let place = match self.mode {
@@ -223,7 +244,7 @@ impl Plan {
     }
 }
 
-/// The interfaces to attach: those named, or all that carry frames.
+/// The interfaces to attach: those named, or all that carry frames; none when all that do are ours.
 fn choose<'l>(links: &'l [Link], names: &[String], netns: &str) -> Result<Vec<&'l Link>, Error> {
     let present = || {
         links
@@ -232,21 +253,17 @@ fn choose<'l>(links: &'l [Link], names: &[String], netns: &str) -> Result<Vec<&'
             .collect::<Vec<_>>()
     };
     if names.is_empty() {
-        let ours = |link: &Link| link.group == GROUP || link.name.starts_with(ids::EX_PREFIX);
-        let attached: Vec<_> = links.iter().filter(|link| link.group == GROUP).collect();
         let chosen: Vec<_> = links
             .iter()
-            .filter(|l| l.is_ethernet() && l.is_up() && !ours(l))
+            .filter(|link| link.is_ethernet() && link.is_up() && !is_ours(link))
             .collect();
-        return match (chosen.is_empty(), attached.first()) {
-            (false, _) => Ok(chosen),
-            // Everything is attached: say so for the first, where the caller looks the id up.
-            (true, Some(first)) => Ok(vec![first]),
-            (true, None) => Err(Error::NothingToAttach {
+        if chosen.is_empty() && !links.iter().any(is_ours) {
+            return Err(Error::NothingToAttach {
                 netns: netns.into(),
                 present: present(),
-            }),
-        };
+            });
+        }
+        return Ok(chosen);
     }
     let mut chosen: Vec<&Link> = Vec::new();
     for name in names {
@@ -269,6 +286,11 @@ fn choose<'l>(links: &'l [Link], names: &[String], netns: &str) -> Result<Vec<&'
         }
     }
     Ok(chosen)
+}
+
+/// Whether we made a link, or hold it as the original of an attachment.
+fn is_ours(link: &Link) -> bool {
+    link.group == GROUP || link.alias.as_deref().and_then(Record::decode).is_some()
 }
 
 /// The ids that no link and no filter uses, from 1 on.
@@ -796,7 +818,11 @@ impl Transaction<'_> {
             hook,
             pref,
             classifier: Classifier::Ebpf(program.as_fd()),
-            name: record.encode(),
+            name: Record {
+                bridge: Some(bridge),
+                ..record.clone()
+            }
+            .encode(),
             class: 0,
             mirred: vec![],
             then: TcActionType::Unspec,
@@ -1159,6 +1185,54 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error
         new.index,
         original.index,
     )
+}
+
+/// Originals whose veth pair somebody deleted by hand, each brought back under its name and with its own settings. What
+/// was on the pair's container end, addresses and routes, went with it; what is returned says so.
+pub(crate) fn rescue(
+    netns: &Netns,
+    attached: &[Attachment],
+) -> Result<Vec<(String, String)>, Error> {
+    let mut target = RouteSocket::open(netns)?;
+    let target = &mut target;
+    let links = link::all(target)?;
+    let mut rescued = Vec::new();
+    for link in links.iter().filter(|link| link.group != GROUP) {
+        let Some(record) = link.alias.as_deref().and_then(Record::decode) else {
+            continue;
+        };
+        let held = attached
+            .iter()
+            .any(|a| a.id == record.id && a.record.netns_ino == record.netns_ino);
+        if held || record.ifindex != link.index || record.netns_ino != netns.id().ino {
+            continue;
+        }
+        let name = record.interface.clone();
+        let standing = tc::all_filters(target, link.index)?;
+        let mut batch = tc::delete(&standing, &link.name, tc::Standing::is_ours);
+        let others = standing.iter().any(|filter| !filter.is_ours());
+        if !others && !record.had_clsact && tc::has_clsact(target, link.index)? {
+            batch.push(tc::delete_clsact(link.index, &link.name));
+        }
+        batch.push(link::alias(link.index, &link.name, ""));
+        if let Some(mode) = record.addr_gen_mode {
+            batch.push(link::addr_gen_mode(link.index, &link.name, mode));
+        }
+        // Down, as a kernel before 6.2 wants it, and since there is nothing left to be kept up for.
+        batch.push(link::down(link.index, &link.name));
+        if links.iter().all(|other| other.name != name) {
+            batch.push(link::rename(link.index, &link.name, &name));
+        }
+        batch.push(link::up(link.index, &name));
+        target.batch(&batch)?;
+        let what = format!("{name} of {} ({})", record.workload.name, record.id);
+        let done = format!(
+            "somebody deleted {}; {name} is back, its addresses and routes are lost: restart the container",
+            record.id.port()
+        );
+        rescued.push((what, done));
+    }
+    Ok(rescued)
 }
 
 /// A socket in the attachment's namespace, and the container end of its pair.

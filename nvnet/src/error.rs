@@ -97,6 +97,14 @@ pub enum Error {
         /// The attachment that holds it.
         id: crate::AttachmentId,
     },
+    /// The interface belongs to an attachment that a killed process left half-done.
+    #[error("{interface} in {netns} is part of an attachment that was left half-done")]
+    Unfinished {
+        /// The interface.
+        interface: String,
+        /// Its namespace.
+        netns: String,
+    },
     /// There is no such attachment.
     #[error("there is no attachment {id}")]
     NotAttached {
@@ -232,6 +240,7 @@ impl Error {
                 "choose a container with a network of its own; the host's traffic is read without attaching".into()
             }
             Self::AlreadyAttached { .. } => "detach it first, or read its flows as it is".into(),
+            Self::Unfinished { .. } => "nvcli repair".into(),
             Self::NotAttached { .. } => "`nvcli list` shows what is attached".into(),
             Self::Unsafe { mode: crate::Mode::Inline, .. } => "use mirror mode: it leaves the container untouched".into(),
             Self::Unsafe { .. } => "use inline mode".into(),

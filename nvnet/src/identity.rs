@@ -52,6 +52,8 @@ mod rta {
     pub(super) const NH_ID: u16 = 30;
     /// `RTNH_F_PERVASIVE` and `RTNH_F_ONLINK`: the flags a request may carry; the rest is state.
     pub(super) const F_SETTABLE: u32 = 2 | 4;
+    /// `RTNH_F_ONLINK`.
+    pub(super) const F_ONLINK: u32 = 4;
     /// `RTM_F_CLONED`: a cached copy.
     pub(super) const F_CLONED: u32 = 0x200;
     pub(super) const TABLE_LOCAL: u32 = 255;
@@ -209,7 +211,12 @@ impl Identity {
             .collect();
         // Next hop objects are changed in place: the routes that name them follow.
         requests.extend(self.nexthops.iter().map(|raw| {
-            let body = with_attr_u32(raw, NHMSG, nha::OIF, to);
+            let mut body = with_attr_u32(raw, NHMSG, nha::OIF, to);
+            // A dump tells the scope and the state of a next hop; a request may not.
+            body[1] = 0;
+            body[3] = 0;
+            let flags = attr::u32_of(&raw[4..]).unwrap_or_default() & rta::F_ONLINK;
+            body[4..8].copy_from_slice(&flags.to_ne_bytes());
             let id = attr::find_u32(&raw[NHMSG..], nha::ID).unwrap_or_default();
             Request::raw(
                 format!("move next hop {id}"),

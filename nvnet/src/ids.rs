@@ -229,6 +229,8 @@ pub(crate) struct Record {
     pub(crate) addr_gen_mode: Option<u8>,
     /// The container's own interface had a clsact qdisc before we came.
     pub(crate) had_clsact: bool,
+    /// In mirror mode: ifindex of the bridge that the filters send to.
+    pub(crate) bridge: Option<u32>,
     pub(crate) workload: Workload,
 }
 
@@ -253,6 +255,9 @@ impl Record {
         }
         if self.had_clsact {
             text.push_str(" clsact=1");
+        }
+        if let Some(bridge) = self.bridge {
+            text.push_str(&format!(" br={bridge}"));
         }
         if let Some(pid) = self.workload.pid {
             text.push_str(&format!(" pid={pid}"));
@@ -293,6 +298,7 @@ impl Record {
             netns_ino: field("ns")?.parse().ok()?,
             addr_gen_mode: field("agm").and_then(|m| m.parse().ok()),
             had_clsact: field("clsact").is_some(),
+            bridge: field("br").and_then(|b| b.parse().ok()),
             workload: Workload {
                 name: field("name").unwrap_or_default(),
                 container_id: field("ref"),
@@ -355,6 +361,7 @@ mod tests {
             netns_ino: 4_026_532_000,
             addr_gen_mode: Some(1),
             had_clsact: true,
+            bridge: Some(9),
             workload: Workload {
                 name: "web-1".into(),
                 container_id: Some("0123456789ab".into()),
@@ -370,6 +377,7 @@ mod tests {
         let few = Record {
             addr_gen_mode: None,
             had_clsact: false,
+            bridge: None,
             workload: Workload::default(),
             ..all
         };

@@ -160,22 +160,74 @@ impl fmt::Display for Repaired {
 /// # Errors
 /// Something could not be undone; what was repaired before stays so.
 pub fn repair(host: &Netns) -> Result<Vec<Repaired>, Error> {
+    let others = crate::netns::all()
+        .into_iter()
+        .filter(|netns| netns != host)
+        .collect::<Vec<_>>();
+    repair_where(host, &others, |_| true)
+}
+
+/// The same for the attachments of one namespace and for what nothing depends on yet: quick enough to be done ahead of
+/// every attach, however much is attached.
+///
+/// # Errors
+/// As [`repair`].
+pub fn repair_target(host: &Netns, target: &Netns) -> Result<Vec<Repaired>, Error> {
+    repair_where(host, std::slice::from_ref(target), |attachment| {
+        attachment.record.netns_ino == target.id().ino
+    })
+}
+
+fn repair_where(
+    host: &Netns,
+    targets: &[Netns],
+    wanted: impl Fn(&Attachment) -> bool,
+) -> Result<Vec<Repaired>, Error> {
     let _lock = Lock::of(host)?;
     let mut socket = RouteSocket::open(host)?;
     let mut repaired = Vec::new();
-    for attachment in read(&mut socket)? {
-        let Some(why) = attach::inspect(host, &attachment)? else {
-            continue;
+    // One that cannot be repaired does not keep the others from it.
+    let mut failed: Option<Error> = None;
+    let mut fails = |error: Error| {
+        tracing::error!(error = attach::chain(&error), "could not repair");
+        failed.get_or_insert(error);
+    };
+    for attachment in read(&mut socket)?
+        .iter()
+        .filter(|attachment| wanted(attachment))
+    {
+        let why = match attach::inspect(host, attachment) {
+            Ok(Some(why)) => why,
+            Ok(None) => continue,
+            Err(error) => {
+                fails(error);
+                continue;
+            }
         };
-        attach::detach_locked(&mut socket, &attachment, &mut |_, _| Ok(()))?;
-        let what = format!(
-            "{} of {} ({})",
-            attachment.interface, attachment.workload.name, attachment.id
-        );
-        repaired.push(Repaired {
-            what,
-            done: format!("{why}; detached"),
-        });
+        match attach::detach_locked(&mut socket, attachment, &mut |_, _| Ok(())) {
+            Ok(()) => {
+                let (interface, name) = (&attachment.interface, &attachment.workload.name);
+                let what = format!("{interface} of {name} ({})", attachment.id);
+                repaired.push(Repaired {
+                    what,
+                    done: format!("{why}; detached"),
+                });
+            }
+            Err(error) => fails(error),
+        }
+    }
+    let attached = read(&mut socket)?;
+    for target in targets {
+        match attach::rescue(target, &attached) {
+            Ok(rescued) => repaired.extend(
+                rescued
+                    .into_iter()
+                    .map(|(what, done)| Repaired { what, done }),
+            ),
+            // A namespace that may not be entered, or that went away meanwhile, is none of ours.
+            Err(Error::Netns { .. }) => {}
+            Err(error) => fails(error),
+        }
     }
     // A port whose record was never written is one that nothing depends on yet.
     for stray in link::all(&mut socket)?.iter().filter(|link| is_stray(link)) {
@@ -193,7 +245,7 @@ pub fn repair(host: &Netns) -> Result<Vec<Repaired>, Error> {
             done: "nothing used it; deleted".into(),
         });
     }
-    Ok(repaired)
+    failed.map_or(Ok(repaired), Err)
 }
 
 fn is_stray(link: &Link) -> bool {
@@ -211,7 +263,7 @@ pub(crate) fn read(socket: &mut RouteSocket) -> Result<Vec<Attachment>, Error> {
         .iter()
         .filter_map(|link| inline(link, bridge))
         .collect();
-    found.extend(mirrored(socket, &links, bridge.is_some())?);
+    found.extend(mirrored(socket, &links, bridge)?);
     found.sort_by_key(|attachment| attachment.id);
     Ok(found)
 }
@@ -238,7 +290,7 @@ fn inline(link: &Link, bridge: Option<&Link>) -> Option<Attachment> {
 fn mirrored(
     socket: &mut RouteSocket,
     links: &[Link],
-    bridge: bool,
+    bridge: Option<&Link>,
 ) -> Result<Vec<Attachment>, Error> {
     let mut found = Vec::new();
     let clsact: Vec<u32> = tc::qdiscs(socket)?
@@ -267,9 +319,11 @@ fn mirrored(
             Some(hook) => Health::Damaged {
                 why: format!("no filter on {} of {}", hook.name(), link.name),
             },
-            None if !bridge => Health::Damaged {
-                why: format!("there is no {BRIDGE}"),
-            },
+            None if bridge.is_none_or(|bridge| record.bridge != Some(bridge.index)) => {
+                Health::Damaged {
+                    why: format!("its filters send to a {BRIDGE} that is gone"),
+                }
+            }
             None => Health::Whole,
         };
         found.push(Attachment::new(record, link, health));

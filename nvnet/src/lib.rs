@@ -52,6 +52,7 @@ pub use ids::{
 };
 pub use inventory::{
     Attachment, ForeignFilter, Health, Repaired, foreign_filters, inspect, links, list, repair,
+    repair_target,
 };
 pub use link::{Link, LinkStats};
 pub use netns::{Netns, NetnsId};

@@ -129,6 +129,12 @@ impl Netns {
         })
     }
 
+    /// Whether the calling thread is inside.
+    fn is_current(&self) -> bool {
+        let current = std::fs::metadata("/proc/thread-self/ns/net");
+        current.is_ok_and(|stat| (stat.dev(), stat.ino()) == (self.id.dev, self.id.ino))
+    }
+
     /// The same namespace under another name for messages.
     pub fn labelled(mut self, label: &str) -> Self {
         self.label = label.into();
@@ -152,11 +158,14 @@ impl Netns {
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                setns(&*self.file, CloneFlags::CLONE_NEWNET).map_err(|e| Error::Netns {
-                    op: "enter",
-                    netns: self.label.to_string(),
-                    source: e.into(),
-                })?;
+                // Where one is already one may stay without a privilege.
+                if !self.is_current() {
+                    setns(&*self.file, CloneFlags::CLONE_NEWNET).map_err(|e| Error::Netns {
+                        op: "enter",
+                        netns: self.label.to_string(),
+                        source: e.into(),
+                    })?;
+                }
                 Ok(f())
             });
             inside
@@ -186,6 +195,45 @@ impl fmt::Debug for Netns {
     }
 }
 
+/// Every namespace that a process is in or a mount holds, each once. What only an open file holds is not among them.
+pub(crate) fn all() -> Vec<Netns> {
+    let mut found: Vec<Netns> = Vec::new();
+    for path in pids().map(|pid| pid.join("ns/net")).chain(mounted()) {
+        let Ok(stat) = std::fs::metadata(&path) else {
+            continue;
+        };
+        let id = NetnsId {
+            dev: stat.dev(),
+            ino: stat.ino(),
+        };
+        if found.iter().all(|netns| netns.id() != id) {
+            found.extend(Netns::at_path(&path));
+        }
+    }
+    found
+}
+
+/// The folders of all processes.
+fn pids() -> impl Iterator<Item = PathBuf> {
+    let is_pid = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().bytes().all(|b| b.is_ascii_digit()))
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(is_pid)
+}
+
+/// Where namespaces are mounted.
+fn mounted() -> impl Iterator<Item = PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let nsfs = mounts.lines().filter(|line| line.contains(" - nsfs "));
+    let at = nsfs
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(unescape_mount)
+        .map(PathBuf::from);
+    at.collect::<Vec<_>>().into_iter()
+}
+
 /// Looks for a living namespace by its id: in processes, in mounts, at last in open files.
 ///
 /// An inode is not used again while its namespace lives, so a match is the right one as long as something that
@@ -201,26 +249,10 @@ pub(crate) fn find(id: NetnsId, likely_pid: Option<u32>) -> Option<Netns> {
     {
         return Some(found);
     }
-    let pids = || {
-        std::fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| {
-                path.file_name()
-                    .is_some_and(|n| n.to_string_lossy().bytes().all(|b| b.is_ascii_digit()))
-            })
-    };
     if let Some(found) = pids().find_map(|pid| same(&pid.join("ns/net"))) {
         return Some(found);
     }
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let nsfs = mounts
-        .lines()
-        .filter(|line| line.contains(" - nsfs "))
-        .filter_map(|line| line.split(' ').nth(4));
-    if let Some(found) = nsfs.map(unescape_mount).find_map(|at| same(Path::new(&at))) {
+    if let Some(found) = mounted().find_map(|at| same(&at)) {
         return Some(found);
     }
     let held = |dir: PathBuf| {

@@ -74,6 +74,15 @@ fn main() {
         "nothing_sent_into_the_bridge_reaches_a_container",
         nothing_sent_into_the_bridge_reaches_a_container,
     );
+    add("next_hop_objects_follow", next_hop_objects_follow);
+    add(
+        "a_port_deleted_by_hand_is_told_and_cleared",
+        a_port_deleted_by_hand_is_told_and_cleared,
+    );
+    add(
+        "a_bridge_deleted_by_hand_is_told_and_repaired",
+        a_bridge_deleted_by_hand_is_told_and_repaired,
+    );
     add(
         "what_the_original_sends_by_itself_is_seen",
         what_the_original_sends_by_itself_is_seen,
@@ -405,6 +414,22 @@ fn a_kill_at_any_step_is_repaired(mode: Mode) -> Result<(), Failed> {
                     e.message().unwrap_or_default()
                 )
             })?;
+            // Nothing of ours is ever taken for an interface of the container.
+            if let Ok(plan) = plan(&lab, 0, mode).check() {
+                let steps: Vec<_> = plan.steps().iter().map(ToString::to_string).collect();
+                ensure(
+                    !steps.iter().any(|step| step.contains("sysctls of nv-")),
+                    format!("{steps:?}"),
+                )?;
+            }
+            // Whoever attaches next does it over what is there, after a repair of that container alone.
+            let (host, web) = (&lab.host, &lab.containers[0].netns);
+            nvnet::repair_target(host, web).map_err(chain)?;
+            match plan(&lab, 0, mode).check().and_then(CheckedPlan::attach) {
+                Ok(_) | Err(Error::AlreadyAttached { .. }) => {}
+                Err(error) => return Err(chain(error)),
+            }
+            same("attached once", nvnet::list(host)?.len(), 1)?;
             nvnet::repair(&lab.host).map_err(chain)?;
             // What was complete is left as it is.
             for whole in nvnet::list(&lab.host)? {
@@ -978,6 +1003,84 @@ fn what_changed_while_attached_stays() -> Result<(), Failed> {
     let other = Lab::new(&["web", "client"])?;
     sh_in(&other.containers[0].netns, change)?;
     untouched(&other, &after)
+}
+
+fn next_hop_objects_follow() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let target = &lab.containers[0].netns;
+    sh_in(
+        target,
+        "set -e
+         ip nexthop add id 5 via 10.78.0.1 dev eth0
+         ip nexthop add id 6 via 10.78.0.9 dev eth0 onlink
+         ip nexthop add id 7 via fd4e:6576::1 dev eth0
+         ip nexthop add id 8 group 5/6
+         ip route add 203.0.113.0/24 nhid 5
+         ip route add 203.0.114.0/24 nhid 8
+         ip -6 route add 2001:db8:7::/64 nhid 7",
+    )?;
+    traffic(&lab)?;
+    let before = pictures(&lab)?;
+    let attachment = attach(&lab, 0, Mode::Inline)?;
+    let during = sh_in(target, "ip nexthop show; ip route show 203.0.113.0/24")?;
+    ensure(!during.contains("nv-ex"), during)?;
+    traffic(&lab)?;
+    detach(&lab, attachment.id)?;
+    untouched(&lab, &before)
+}
+
+fn a_port_deleted_by_hand_is_told_and_cleared() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let target = &lab.containers[0].netns;
+    let attachment = attach(&lab, 0, Mode::Inline)?;
+    sh_in(&lab.host, &format!("ip link delete {}", attachment.port))?;
+    ensure(
+        matches!(
+            plan(&lab, 0, Mode::Inline).check(),
+            Err(Error::Unfinished { .. })
+        ),
+        "not told",
+    )?;
+    let repaired = nvnet::repair_target(&lab.host, target).map_err(chain)?;
+    let told = repaired
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n");
+    ensure(
+        told.contains("eth0 is back, its addresses and routes are lost"),
+        told,
+    )?;
+    let links = sh_in(target, "ip -o link show; tc qdisc show; ip link show eth0")?;
+    ensure(
+        !links.contains("nv-") && !links.contains("nvcli") && !links.contains("clsact"),
+        links,
+    )?;
+    same(
+        "bridge",
+        sh_in(&lab.host, "ip -o link show | grep nv- | cat")?,
+        String::new(),
+    )
+}
+
+fn a_bridge_deleted_by_hand_is_told_and_repaired() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let before = pictures(&lab)?;
+    let one = attach(&lab, 0, Mode::Mirror)?;
+    sh_in(&lab.host, "ip link delete nv-br")?;
+    let two = attach(&lab, 1, Mode::Mirror)?;
+    let health: Vec<_> = nvnet::list(&lab.host)?
+        .iter()
+        .map(|a| a.health == nvnet::Health::Whole)
+        .collect();
+    same("whole", health, vec![false, true])?;
+    same("repaired", nvnet::repair(&lab.host)?.len(), 1)?;
+    let again = attach(&lab, 0, Mode::Mirror)?;
+    same("the id is free again", again.id, one.id)?;
+    for id in [again.id, two.id] {
+        detach(&lab, id)?;
+    }
+    untouched(&lab, &before)
 }
 
 fn several_interfaces_are_attached_together() -> Result<(), Failed> {

@@ -51,6 +51,21 @@ fn checked(
     say: Say,
 ) -> Result<CheckedPlan> {
     let (netns, workload) = opener.open(target, say)?;
+    if !args.dry_run {
+        // What a killed run left half-done in there would be in the way.
+        let repaired = uninterrupted(|| nvnet::repair_target(host, &netns)).map_err(|error| {
+            net(
+                format!("cannot repair {target} before attaching it"),
+                &error,
+            )
+        })?;
+        for done in repaired {
+            say.note(format_args!(
+                "repaired: {}",
+                escape::text(&done.to_string())
+            ));
+        }
+    }
     let mode = match args.mode {
         ModeArg::Inline => Mode::Inline,
         ModeArg::Mirror => Mode::Mirror,
