@@ -86,7 +86,9 @@ impl CliError {
         if source.kind() == io::ErrorKind::BrokenPipe {
             return Self::closed_pipe();
         }
-        Self::new("cannot write the output").because(source)
+        Self::new("cannot write the output")
+            .because(source)
+            .remedy("make room where it is written to, or write it elsewhere")
     }
 
     /// Adds the next deeper cause.

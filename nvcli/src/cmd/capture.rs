@@ -304,9 +304,9 @@ fn unwritable(path: &str, error: &nvcapture::Error) -> CliError {
         nvcapture::Error::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => {
             CliError::output(source)
         }
-        nvcapture::Error::Io { source, .. } => {
-            CliError::new(format!("cannot write {path}")).because(source)
-        }
+        nvcapture::Error::Io { source, .. } => CliError::new(format!("cannot write {path}"))
+            .because(source)
+            .remedy("make room there, or write elsewhere"),
         other => CliError::new(format!("cannot write {path}")).caused_by(other),
     }
 }

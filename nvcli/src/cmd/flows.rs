@@ -345,7 +345,9 @@ fn unreadable(file: &str, error: &nvcapture::Error) -> CliError {
                 _ => told,
             }
         }
-        other => CliError::new(format!("cannot read {file}")).caused_by(other),
+        other => CliError::new(format!("cannot read {file}"))
+            .caused_by(other)
+            .remedy("a pcap or pcapng file, such as `nvcli capture` or `tcpdump -w` writes"),
     }
 }
 
