@@ -884,7 +884,8 @@ impl Transaction<'_> {
             Done::Bridge => remove_unused_bridge(self.host),
             Done::Pair { port } => delete_link(self.host, port),
             Done::Switch { switch, before } => {
-                switch.back(self.target, &before.identity)?;
+                // A refusal on the way back counts only if something is not as it was.
+                let back = switch.back(self.target, &before.identity);
                 compare(
                     self.target,
                     &switch.name,
@@ -892,7 +893,13 @@ impl Transaction<'_> {
                     switch.original,
                     switch.new_index,
                     switch.original,
-                )
+                )?;
+                let standing = tc::all_filters(self.target, switch.original)?;
+                if standing.iter().any(tc::Standing::is_ours) {
+                    back
+                } else {
+                    Ok(())
+                }
             }
             Done::Mirror {
                 port,
