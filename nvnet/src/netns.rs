@@ -207,7 +207,7 @@ pub(crate) fn all() -> Vec<Netns> {
             ino: stat.ino(),
         };
         if found.iter().all(|netns| netns.id() != id) {
-            found.extend(Netns::at_path(&path));
+            found.extend(open_if(&path, id, Netns::at_path));
         }
     }
     found
@@ -239,12 +239,7 @@ fn mounted() -> impl Iterator<Item = PathBuf> {
 /// An inode is not used again while its namespace lives, so a match is the right one as long as something that
 /// belongs to the namespace (a veth end of ours) is known to be there.
 pub(crate) fn find(id: NetnsId, likely_pid: Option<u32>) -> Option<Netns> {
-    let same = |path: &Path| -> Option<Netns> {
-        let stat = std::fs::metadata(path).ok()?;
-        (stat.ino() == id.ino && stat.dev() == id.dev)
-            .then(|| Netns::at_path(path).ok())
-            .flatten()
-    };
+    let same = |path: &Path| open_if(path, id, Netns::at_path);
     if let Some(found) = likely_pid.and_then(|pid| same(Path::new(&format!("/proc/{pid}/ns/net"))))
     {
         return Some(found);
@@ -274,6 +269,22 @@ pub(crate) fn find(id: NetnsId, likely_pid: Option<u32>) -> Option<Netns> {
                 .find_map(|task| same(&task.path().join("ns/net")))
         })
     })
+}
+
+/// What `open` makes of `path`, if that is the namespace `id`.
+///
+/// Looked at twice: only what may be it is opened, and what was opened is compared again, since a process may have ended, moved or closed
+/// its file in between, and another namespace have come in its place.
+fn open_if(
+    path: &Path,
+    id: NetnsId,
+    open: impl FnOnce(&Path) -> Result<Netns, Error>,
+) -> Option<Netns> {
+    let stat = std::fs::metadata(path).ok()?;
+    if (stat.dev(), stat.ino()) != (id.dev, id.ino) {
+        return None;
+    }
+    open(path).ok().filter(|netns| netns.id() == id)
 }
 
 /// mountinfo writes blanks and backslashes as `\040` and the like.
@@ -332,6 +343,17 @@ mod tests {
                 .is_some_and(|s| s.to_string().contains("no network namespace"))
         );
         assert!(Netns::at_path(Path::new("/dev/null")).is_err());
+    }
+
+    #[test]
+    fn a_namespace_that_takes_the_place_of_another_is_not_taken_for_it() {
+        let path = Path::new("/proc/self/ns/net");
+        let own = Netns::at_path(path).expect("own namespace");
+        assert_eq!(open_if(path, own.id(), Netns::at_path), Some(own.clone()));
+        // Between the look and the opening, the file became another.
+        let mut other = own.clone();
+        other.id.ino += 1;
+        assert_eq!(open_if(path, own.id(), |_| Ok(other)), None);
     }
 
     #[test]
