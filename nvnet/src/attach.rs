@@ -13,6 +13,7 @@ use crate::ids::{self, GROUP, Record};
 use crate::inventory::{self, Attachment, Health};
 use crate::link::{self, Link, PairEnd};
 use crate::lock::Lock;
+use crate::probe::{Blackout, Prober, Told};
 use crate::socket::RouteSocket;
 use crate::switch::{Means, Switch, early};
 use crate::tc::{self, Classifier, Filter, Hook, Mirred};
@@ -464,7 +465,7 @@ fn steps(mode: Mode, interfaces: &[Interface], target: &Netns) -> Vec<Step> {
                 );
                 step(
                     Action::Verify,
-                    format!("compare {name} with what it was"),
+                    format!("compare {netns} with what it was"),
                     "nothing to undo",
                 );
             }
@@ -552,6 +553,7 @@ impl CheckedPlan {
             target: &mut target,
             features,
             done: Vec::new(),
+            measured: Vec::new(),
         };
         for (number, step) in steps.iter().enumerate() {
             let interface = &interfaces[step.interface];
@@ -563,12 +565,19 @@ impl CheckedPlan {
                 return Err(transaction.abort(error));
             }
         }
+        let mut measured = transaction.measured;
         let ids: BTreeSet<_> = interfaces.iter().map(|interface| interface.id).collect();
         let attached = inventory::read(&mut host)?;
         drop(lock);
-        Ok(attached
+        let ours = attached
             .into_iter()
-            .filter(|attachment| ids.contains(&attachment.id))
+            .filter(|attachment| ids.contains(&attachment.id));
+        Ok(ours
+            .map(|mut attachment| {
+                let at = measured.iter().position(|(id, _)| *id == attachment.id);
+                attachment.blackout = at.map(|at| measured.swap_remove(at).1);
+                attachment
+            })
             .collect())
     }
 }
@@ -607,6 +616,61 @@ impl Done {
 struct Before {
     identity: Identity,
     settings: sysctl::Settings,
+    /// Looked at on the way there only.
+    surroundings: Option<Surroundings>,
+}
+
+/// All in a namespace that an exchange of two of its links must leave alone.
+struct Surroundings {
+    links: BTreeSet<String>,
+    identity: Identity,
+}
+
+impl Surroundings {
+    /// Of every link but these two.
+    fn read(target: &mut RouteSocket, but: [u32; 2]) -> Result<Self, Error> {
+        let mut others = link::all(target)?;
+        others.retain(|link| !but.contains(&link.index));
+        let indices: Vec<u32> = others.iter().map(|link| link.index).collect();
+        let links = others
+            .iter()
+            .map(|link| format!("{} (number {})", properties(link), link.index));
+        Ok(Self {
+            links: links.collect(),
+            identity: Identity::read(target, &indices)?,
+        })
+    }
+
+    /// What was there `before` and is not any more. What came meanwhile was brought by others.
+    fn lost(&self, before: &Self, exchanged: [u32; 2]) -> Vec<String> {
+        let (was, is) = [before, self]
+            .map(|s| s.identity.describe(&exchanged))
+            .into();
+        let links = before.links.difference(&self.links).cloned();
+        links
+            .chain(was.difference(&is).map(|line| without_octets(line)))
+            .map(|line| format!("without {line}"))
+            .collect()
+    }
+}
+
+/// What a link has of its own, as far as it is given to the one that takes its place.
+fn properties(link: &Link) -> String {
+    format!(
+        "link {} {} MAC {} MTU {} queue {} alias {:?}",
+        link.name,
+        if link.is_up() { "up" } else { "down" },
+        link.mac
+            .map_or_else(|| "none".into(), |mac| mac.to_string()),
+        link.mtu,
+        link.txqlen,
+        link.alias.as_deref().unwrap_or_default(),
+    )
+}
+
+/// A line of [`Identity::describe`] as people read it.
+fn without_octets(line: &str) -> String {
+    line.split(" [").next().unwrap_or_default().to_owned()
 }
 
 /// The changes made so far; what is not committed is taken back, newest first.
@@ -615,6 +679,7 @@ struct Transaction<'s> {
     target: &'s mut RouteSocket,
     features: Features,
     done: Vec<Done>,
+    measured: Vec<(AttachmentId, Blackout)>,
 }
 
 impl Transaction<'_> {
@@ -765,9 +830,12 @@ impl Transaction<'_> {
         let Interface { link, id, .. } = interface;
         let new = self.new_link(interface)?;
         let netns = self.target.netns().clone();
+        let prober = self.prober(interface);
         let before = Before {
-            identity: Identity::read(self.target, &[link.index])?,
+            surroundings: Some(Surroundings::read(self.target, [link.index, new.index])?),
             settings: sysctl::read(&netns, &link.name)?,
+            // Last, so that it is as new as can be.
+            identity: Identity::read(self.target, &[link.index])?,
         };
         let switch = Switch {
             name: link.name.clone(),
@@ -788,15 +856,74 @@ impl Transaction<'_> {
         }) else {
             unreachable!("it was just pushed")
         };
-        switch.forward(self.target, &before.identity, &record.encode())
+        let took = switch.forward(self.target, &before.identity, &record.encode())?;
+        let probe = match prober.map(|prober| prober.finish(took.start)) {
+            Ok(Told::Answered(probed)) => Ok(probed),
+            Ok(Told::Silent(waited)) => {
+                return Err(Error::Silent {
+                    interface: link.name.clone(),
+                    netns: netns.label().into(),
+                    waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+                });
+            }
+            Ok(Told::Nothing(why)) | Err(why) => Err(why),
+        };
+        let blackout = Blackout {
+            switch: took.end - took.start,
+            probe,
+        };
+        tracing::debug!(?blackout, "switched");
+        self.measured.push((*id, blackout));
+        Ok(())
     }
 
+    /// Something that probes the interface while it is exchanged, or why there is none. Not being able to measure is
+    /// no reason not to attach.
+    fn prober(&mut self, interface: &Interface) -> Result<Prober, String> {
+        let text = |error: Error| chain(&error);
+        let target = self.target.netns().clone();
+        let end = host_end(self.host, &target, &interface.link).map_err(text)?;
+        let end = end.ok_or("the other end of its veth pair is not on this host")?;
+        let identity = Identity::read(self.target, &[interface.link.index]).map_err(text)?;
+        let ipv4 = identity.ipv4().ok_or("it has no IPv4 address")?;
+        Prober::start(self.host.netns(), &end, interface.mac, ipv4)
+    }
+
+    /// Whether the namespace is as it was, but for the original's name and for the new link in its place.
     fn verify(&mut self, interface: &Interface) -> Result<(), Error> {
         let Some(Done::Switch { switch, before }) = self.done.last() else {
             unreachable!("the step before was the switch")
         };
+        let link = &interface.link;
         let (old, new) = (switch.original, switch.new_index);
-        compare(self.target, &interface.link.name, before, old, new, new)
+        compare(self.target, &link.name, before, old, new, new)?;
+        let mut differences = Vec::new();
+        let (was, is) = (
+            properties(link),
+            link::by_index(self.target, new)?
+                .as_ref()
+                .map_or_else(|| "gone".into(), properties),
+        );
+        if was != is {
+            differences.push(format!("{was} would be {is}"));
+        }
+        let leftover = Identity::read(self.target, &[old])?;
+        let left = leftover.address_count() + leftover.route_count();
+        if left > 0 {
+            differences.push(format!("{left} addresses and routes left on {}", switch.ex));
+        }
+        if let Some(surroundings) = &before.surroundings {
+            let now = Surroundings::read(self.target, [old, new])?;
+            differences.extend(now.lost(surroundings, [old, new]));
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Changed {
+            interface: link.name.clone(),
+            netns: self.target.netns().label().into(),
+            differences,
+        })
     }
 
     fn mirror(
@@ -1021,15 +1148,14 @@ fn compare(
     }
     let present = identity.describe(&both);
     let settings = sysctl::read(target.netns(), name)?;
-    let line = |line: &String| line.split(" [").next().unwrap_or_default().to_owned();
     let mut differences: Vec<String> = wanted
         .difference(&present)
-        .map(|l| format!("without {}", line(l)))
+        .map(|line| format!("without {}", without_octets(line)))
         .collect();
     differences.extend(
         present
             .difference(&wanted)
-            .map(|l| format!("with {}", line(l))),
+            .map(|line| format!("with {}", without_octets(line))),
     );
     let (was, is): (BTreeSet<_>, BTreeSet<_>) = (
         sysctl::describe(&before.settings).collect(),
@@ -1177,6 +1303,7 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error
     let before = Before {
         settings: sysctl::read(target.netns(), &new.name)?,
         identity,
+        surroundings: None,
     };
     switch.back(target, &before.identity)?;
     // What was set while attached was set on the new link, and stays.

@@ -167,6 +167,18 @@ pub enum Error {
         /// What differed.
         differences: Vec<String>,
     },
+    /// The container answered before its interface was exchanged, and not after.
+    #[error(
+        "`{interface}` in {netns} answered no ARP probe for {waited_ms} ms after the switch, though it did before"
+    )]
+    Silent {
+        /// The interface.
+        interface: String,
+        /// Its namespace.
+        netns: String,
+        /// How long it was probed.
+        waited_ms: u64,
+    },
     /// The namespace behind an attachment could not be found.
     #[error(
         "cannot find the network namespace of attachment {id} ({netns}): no process, mount or file holds it open"
@@ -242,7 +254,7 @@ impl Error {
             Self::AlreadyAttached { .. } => "detach it first, or read its flows as it is".into(),
             Self::Unfinished { .. } => "nvcli repair".into(),
             Self::NotAttached { .. } => "`nvcli list` shows what is attached".into(),
-            Self::Unsafe { mode: crate::Mode::Inline, .. } => "use mirror mode: it leaves the container untouched".into(),
+            Self::Silent { .. } | Self::Unsafe { mode: crate::Mode::Inline, .. } => "use mirror mode: it leaves the container untouched".into(),
             Self::Unsafe { .. } => "use inline mode".into(),
             Self::Foreign { .. } => "rename or remove it, then try again".into(),
             Self::Exhausted { .. } => "detach something first".into(),

@@ -2,7 +2,7 @@
 //! another link with nothing changed but the link's number, so that what this code does not know is not lost.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::Error;
 use crate::attr;
@@ -381,6 +381,12 @@ impl Identity {
                     .accepting(&[libc::ESRCH])
             })
             .collect()
+    }
+
+    /// The first IPv4 address.
+    pub(crate) fn ipv4(&self) -> Option<Ipv4Addr> {
+        let octets: [u8; 4] = address(self.addresses4.first()?)?.try_into().ok()?;
+        Some(octets.into())
     }
 
     /// Addresses, for messages.

@@ -50,6 +50,8 @@ pub struct Attachment {
     pub stats: crate::LinkStats,
     /// Whether it is all there.
     pub health: Health,
+    /// What the attach that made it measured; `None` in a list, and in mirror mode, where nothing is exchanged.
+    pub blackout: Option<crate::Blackout>,
     pub(crate) record: Record,
     pub(crate) port_index: u32,
 }
@@ -343,6 +345,7 @@ impl Attachment {
             mtu: port.mtu,
             stats: port.stats,
             health,
+            blackout: None,
             port_index: port.index,
             record,
         }

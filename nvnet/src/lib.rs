@@ -38,6 +38,7 @@ pub mod lab;
 mod link;
 mod lock;
 mod netns;
+mod probe;
 mod socket;
 mod switch;
 mod sys;
@@ -56,3 +57,4 @@ pub use inventory::{
 };
 pub use link::{Link, LinkStats};
 pub use netns::{Netns, NetnsId};
+pub use probe::{Blackout, Probed};

@@ -1,5 +1,6 @@
 //! The exchange of two links' places in a container, there and back.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -64,12 +65,14 @@ impl Switch {
     /// Where links can be renamed while they are up this is one message. Where not, each link is renamed while the other
     /// one has the addresses, which takes five: the container has its network all the time but for the moments in which
     /// the original is down.
+    ///
+    /// Returns from when to when the kernel worked on it.
     pub(crate) fn forward(
         &self,
         target: &mut RouteSocket,
         identity: &Identity,
         record: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<Range<Instant>, Error> {
         let mut mark = vec![link::alias(self.original, &self.ex, record)];
         let mut end = Vec::new();
         if let Some(mode) = self.addr_gen_mode {
@@ -88,11 +91,12 @@ impl Switch {
             mark.extend(end);
             return self.relocate(target, identity, Holder::New, renames, mark);
         }
-        self.relocate(target, identity, Holder::New, vec![], mark)?;
+        let first = self.relocate(target, identity, Holder::New, vec![], mark)?;
         bounce(target, self.original, &self.name, &self.ex)?;
         self.relocate(target, identity, Holder::Original, vec![], vec![])?;
         bounce(target, self.new_index, &self.new.tmp(), &self.name)?;
-        self.relocate(target, identity, Holder::New, vec![], end)
+        let last = self.relocate(target, identity, Holder::New, vec![], end)?;
+        Ok(first.start..last.end)
     }
 
     /// Puts the original back into its place, from wherever the exchange stands; `identity` is what it gets.
@@ -124,7 +128,8 @@ impl Switch {
             if away {
                 renames.push(link::rename(self.original, &original.name, &self.name));
             }
-            return self.relocate(target, identity, Holder::Original, renames, end);
+            self.relocate(target, identity, Holder::Original, renames, end)?;
+            return Ok(());
         }
         if in_place {
             self.relocate(target, identity, Holder::Original, vec![], vec![])?;
@@ -134,7 +139,8 @@ impl Switch {
             self.relocate(target, identity, Holder::New, vec![], vec![])?;
             bounce(target, self.original, &original.name, &self.name)?;
         }
-        self.relocate(target, identity, Holder::Original, vec![], end)
+        self.relocate(target, identity, Holder::Original, vec![], end)?;
+        Ok(())
     }
 
     /// Moves the addresses and what belongs to them in one message, and with them the rule on the original. Packets wait
@@ -146,7 +152,7 @@ impl Switch {
         to: Holder,
         renames: Vec<Request>,
         end: Vec<Request>,
-    ) -> Result<(), Error> {
+    ) -> Result<Range<Instant>, Error> {
         let netns = target.netns().clone();
         let (from, to_link) = match to {
             Holder::New => (self.original, self.new_index),
@@ -170,7 +176,9 @@ impl Switch {
         batch.extend(identity.settle(from, to_link));
         batch.extend(tighten);
         batch.extend(end);
-        target.batch(&batch)
+        let start = Instant::now();
+        target.batch(&batch)?;
+        Ok(start..Instant::now())
     }
 
     /// What is needed so that all the original receives goes to the new link, and that what it sends by itself (for a

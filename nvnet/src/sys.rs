@@ -1,4 +1,4 @@
-//! The system calls that no crate types: `bpf(2)` and the namespace ioctl. All `unsafe` of this crate is here.
+//! The system calls that no crate types: `bpf(2)`, the namespace ioctl, and packet sockets by number. All `unsafe` of this crate is here.
 #![allow(
     unsafe_code,
     reason = "system calls without a safe wrapper; each block says why it is sound"
@@ -105,4 +105,63 @@ pub(crate) fn load_classifier(name: &CStr, insns: &[Insn], log: &mut [u8]) -> io
     let fd = c_int::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns (the kernel sets O_CLOEXEC on it).
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `struct sockaddr_ll` of the link with this number, for all protocols.
+fn all_of(link: u32) -> io::Result<libc::sockaddr_ll> {
+    let too_large = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    Ok(libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_ifindex: c_int::try_from(link).map_err(too_large)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    })
+}
+
+/// A socket, not blocking, that sends frames through a link and receives those frames of it that `filter` takes.
+///
+/// # Errors
+/// `EPERM` without CAP_NET_RAW, `ENODEV` without the link.
+pub(crate) fn packet_socket(link: u32, filter: &[libc::sock_filter]) -> io::Result<OwnedFd> {
+    let address = all_of(link)?;
+    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).map_err(too_long)?,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    let ok = |returned: c_int| match returned {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointer is passed. Without a protocol it receives nothing until it is bound.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the kernel reads one `sock_fprog` of the size given, and through it `len` instructions of `filter`, which
+    // outlives the call; it writes nothing.
+    ok(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    })?;
+    // SAFETY: the kernel reads one `sockaddr_ll` of the size given and writes nothing.
+    ok(unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    })?;
+    Ok(socket)
 }

@@ -1,8 +1,9 @@
 //! `nvcli list`: what is attached.
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
-use nvnet::{Attachment, Health};
+use nvnet::{Attachment, Blackout, Health};
 use serde::Serialize;
 
 use crate::args::{List, ListOutput};
@@ -30,6 +31,38 @@ struct Listed<'a> {
     health: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     damage: Option<&'a str>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    blackout: Option<Measured<'a>>,
+}
+
+/// What an attach measured of itself.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Measured<'a> {
+    blackout_at_most_microseconds: u128,
+    switch_microseconds: u128,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    longest_gap_microseconds: Option<u128>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probes_sent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probes_answered: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_probed: Option<&'a str>,
+}
+
+impl<'a> Measured<'a> {
+    fn new(blackout: &'a Blackout) -> Self {
+        let probe = blackout.probe.as_ref();
+        Self {
+            blackout_at_most_microseconds: blackout.at_most().as_micros(),
+            switch_microseconds: blackout.switch.as_micros(),
+            longest_gap_microseconds: probe.ok().map(|probed| probed.gap.as_micros()),
+            probes_sent: probe.ok().map(|probed| probed.sent),
+            probes_answered: probe.ok().map(|probed| probed.answered),
+            not_probed: probe.err().map(String::as_str),
+        }
+    }
 }
 
 impl<'a> Listed<'a> {
@@ -51,6 +84,7 @@ impl<'a> Listed<'a> {
             mtu: attachment.mtu,
             health: if damage.is_some() { "damaged" } else { "whole" },
             damage,
+            blackout: attachment.blackout.as_ref().map(Measured::new),
         }
     }
 }
@@ -81,7 +115,7 @@ fn write(attached: &[Attachment], output: ListOutput, no_header: bool) -> io::Re
         }
         ListOutput::Table if attached.is_empty() => {}
         ListOutput::Table => {
-            let columns = [
+            let mut columns = vec![
                 Column::left("ID"),
                 Column::left("CONTAINER").fit(Fit::Shorten(12)),
                 Column::left("INTERFACE"),
@@ -91,6 +125,10 @@ fn write(attached: &[Attachment], output: ListOutput, no_header: bool) -> io::Re
                 Column::right("MTU").fit(Fit::Drop(4)),
                 Column::left("HEALTH").fit(Fit::Shorten(10)),
             ];
+            let measured = attached.iter().any(|a| a.blackout.is_some());
+            if measured {
+                columns.push(Column::right("BLACKOUT"));
+            }
             let rows: Vec<Vec<String>> = attached
                 .iter()
                 .map(|attachment| {
@@ -98,7 +136,7 @@ fn write(attached: &[Attachment], output: ListOutput, no_header: bool) -> io::Re
                         Health::Whole => "ok".to_owned(),
                         Health::Damaged { why } => format!("damaged: {}", escape::text(why)),
                     };
-                    vec![
+                    let mut row = vec![
                         attachment.id.to_string(),
                         escape::text(&attachment.workload.name).into_owned(),
                         escape::text(&attachment.interface).into_owned(),
@@ -107,11 +145,22 @@ fn write(attached: &[Attachment], output: ListOutput, no_header: bool) -> io::Re
                         attachment.mac.to_string(),
                         attachment.mtu.to_string(),
                         health,
-                    ]
+                    ];
+                    if measured {
+                        let longest = |b: &Blackout| format!("<={:.1}ms", ceil_ms(b.at_most()));
+                        let longest = attachment.blackout.as_ref().map(longest);
+                        row.push(longest.unwrap_or_else(|| "-".into()));
+                    }
+                    row
                 })
                 .collect();
             out.write_all(table(&columns, &rows, terminal_width(), no_header).as_bytes())?;
         }
     }
     out.flush()
+}
+
+/// Milliseconds, rounded up to a tenth.
+fn ceil_ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e4).ceil() / 10.0
 }
