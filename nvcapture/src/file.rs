@@ -254,9 +254,8 @@ impl<R: Read> CaptureFile<R> {
                     self.tally.at += length;
                 }
                 Record::Need(length) => {
-                    let empty = octets.is_empty();
                     if !self.fill(length)? {
-                        return if empty {
+                        return if self.filled == self.tally.at {
                             Ok(false)
                         } else {
                             Err(self.damaged("it ends in the middle of a record"))

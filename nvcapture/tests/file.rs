@@ -443,6 +443,12 @@ fn cut_at_every_octet() {
             assert_eq!(frames, whole[..frames.len()], "cut at {end}");
             assert!(frames.len() >= most, "cut at {end}");
             most = frames.len();
+            let at_once = read(&file[..end]).1;
+            assert_eq!(
+                error.as_ref().map(Error::to_string),
+                at_once.map(|error| error.to_string()),
+                "cut at {end}: however the octets come"
+            );
             match error {
                 None => {}
                 Some(Error::Damaged { offset, .. }) => assert!(offset < end as u64),
