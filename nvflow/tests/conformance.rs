@@ -3,15 +3,13 @@
 //! `NV_CONFORMANCE` names the folder that holds them and `truth.jsonl`. Where it is not set the test is reported as ignored, or fails
 //! when `NV_TESTS_MUST_RUN` lists `conformance`. What we count otherwise, and why, is in `conformance-differences.txt`.
 
-#[path = "support/capture.rs"]
-mod capture;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use nvcapture::{CaptureFile, Error, FrameSource as _, Next};
 use nvflow::{Endpoint, FlowRecord, Meter, MeterConfig, MeterStats};
 use serde_json::Value;
 
@@ -104,20 +102,44 @@ fn trials(folder: &Path) -> Vec<Trial> {
 
 /// Meters a capture; the records up to where it is damaged, if it is.
 fn meter(path: &Path, decapsulate: bool) -> Result<(Vec<FlowRecord>, MeterStats), Failed> {
-    let octets = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let length = std::fs::metadata(path)?.len();
+    let mut file = CaptureFile::open(path)?;
     let mut meter = Meter::new(MeterConfig {
         decapsulate,
         ..MeterConfig::default()
     })?;
     let mut records = Vec::new();
-    let frames = capture::frames(&octets);
-    let Ok(_) = meter.observe(frames.iter().copied(), &mut records);
+    let damage = loop {
+        match file.next_block() {
+            Ok(Next::Block(block)) => {
+                let Ok(_) = meter.observe(block.frames(), &mut records);
+            }
+            Ok(Next::TimedOut) => return Err("a file does not wait".into()),
+            Ok(Next::End) => break None,
+            Err(error) => break Some(error),
+        }
+    };
     let Ok(_) = meter.finish(&mut records);
     let stats = meter.stats();
-    check(
-        stats.is_balanced() && stats.frames == frames.len() as u64,
-        || format!("not balanced: {stats:?}"),
-    )?;
+    let read = file.stats()?;
+    check(stats.is_balanced() && stats.frames == read.frames, || {
+        format!("not balanced: {stats:?} of {read:?}")
+    })?;
+    // Each frame takes 16 octets of the file at least, whatever the file claims.
+    check(read.frames <= length / 16, || {
+        format!("{} frames of {length} octets", read.frames)
+    })?;
+    // The file is read to its end, or told is where not and why.
+    match &damage {
+        None => check(file.position() == length, || {
+            format!("ended at {} of {length}", file.position())
+        })?,
+        Some(Error::Damaged { offset, .. }) => {
+            check(*offset <= length, || format!("damaged at {offset}"))?;
+        }
+        Some(Error::NotACapture { .. }) => check(records.is_empty(), || "not a capture".into())?,
+        Some(other) => return Err(format!("{other}").into()),
+    }
     check(stats.connections == 0 && stats.undelivered == 0, || {
         format!("left behind: {stats:?}")
     })?;
