@@ -844,6 +844,7 @@ impl Transaction<'_> {
             new: *id,
             new_index: new.index,
             alias: link.alias.clone(),
+            txqlen: link.txqlen,
             addr_gen_mode: link.addr_gen_mode,
             had_clsact: record.had_clsact,
             pref,
@@ -1294,12 +1295,14 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error
         new: attachment.id,
         new_index: new.index,
         alias: alias.filter(|alias| Record::decode(alias).is_none()),
+        txqlen: new.txqlen,
         addr_gen_mode: record.addr_gen_mode,
         had_clsact: record.had_clsact,
         pref,
         means,
     };
-    let identity = Identity::read(target, &[original.index, new.index])?;
+    let holder = if in_place { new.index } else { original.index };
+    let identity = Identity::read(target, &[original.index, new.index])?.of_holder(holder);
     let before = Before {
         settings: sysctl::read(target.netns(), &new.name)?,
         identity,

@@ -383,6 +383,22 @@ impl Identity {
             .collect()
     }
 
+    /// Without the addresses that `holder` and another link have both: those on the other one are there in advance, for
+    /// an exchange that did not come.
+    pub(crate) fn of_holder(mut self, holder: u32) -> Self {
+        for addresses in [&mut self.addresses4, &mut self.addresses6] {
+            let key = |raw: &Raw| (address(raw).map(<[u8]>::to_vec), raw[1]);
+            let on_holder = |raw: &Raw| attr::u32_of(&raw[4..]) == Some(holder);
+            let held: BTreeSet<_> = addresses
+                .iter()
+                .filter(|raw| on_holder(raw))
+                .map(key)
+                .collect();
+            addresses.retain(|raw| on_holder(raw) || !held.contains(&key(raw)));
+        }
+        self
+    }
+
     /// The first IPv4 address.
     pub(crate) fn ipv4(&self) -> Option<Ipv4Addr> {
         let octets: [u8; 4] = address(self.addresses4.first()?)?.try_into().ok()?;

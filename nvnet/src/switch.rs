@@ -27,6 +27,8 @@ pub(crate) struct Switch {
     pub(crate) new_index: u32,
     /// The original's alias.
     pub(crate) alias: Option<String>,
+    /// Length of the transmit queue that the original has when it is in its place.
+    pub(crate) txqlen: u32,
     pub(crate) addr_gen_mode: Option<u8>,
     pub(crate) had_clsact: bool,
     /// The preference of the rule on the original.
@@ -198,8 +200,9 @@ impl Switch {
             .collect();
         let mut rules = Vec::new();
         if !tc::has_clsact(target, self.original)? {
-            let queue = link::by_index(target, self.original)?.map_or(0, |link| link.txqlen);
-            rules.extend(tc::add_clsact_to_foreign(self.original, &self.ex, queue));
+            // The kernel gives a link without a queue one of 1,000 frames with it. That is put back on the way back: to
+            // set it the kernel stops the link again, and packets would wait the longer.
+            rules.push(tc::add_clsact(self.original, &self.ex));
         }
         let entering = Filter {
             link: self.original,
@@ -244,6 +247,7 @@ impl Switch {
         if !others && !self.had_clsact && tc::has_clsact(target, self.original)? {
             requests.push(tc::delete_clsact(self.original, &self.name));
         }
+        requests.push(link::txqlen(self.original, &self.name, self.txqlen));
         Ok(requests)
     }
 }
