@@ -1,16 +1,20 @@
-//! From a frame in memory to its connection: walk, key, hash, lookup, update; then the index alone.
+//! From a frame in memory to its connection: walk, key, hash, lookup, update; what each option costs; the index alone; and from a record
+//! to its conversation.
 //!
 //! NV_BENCH_CONNECTIONS=131072,1000000,10000000 picks the sizes of the table (default: the first). One element is one frame.
 #![allow(missing_docs, reason = "a benchmark has no users")]
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use hashbrown::HashTable;
 use nv_benches::{ACK, Numbers, SYN, Shape, Traffic, Zipf, shortest};
 use nvcapture::Timestamp;
-use nvflow::{BucketIndex, FlowRecord, Meter, MeterConfig, sink_fn};
+use nvflow::{
+    Aggregator, BucketIndex, FlowRecord, GroupBy, Meter, MeterConfig, Observation, sink_fn,
+};
 
 const FRAMES: usize = 1 << 20;
 
@@ -34,6 +38,16 @@ fn nowhere(_: &FlowRecord) -> Result<ControlFlow<()>, std::convert::Infallible> 
 
 /// A meter in which all `size` connections are open, both sides seen.
 fn filled(shape: Shape, size: usize, config: MeterConfig) -> Meter {
+    filled_by(shape, size, config, |traffic| traffic)
+}
+
+/// The same, of frames that are changed before they are metered.
+fn filled_by(
+    shape: Shape,
+    size: usize,
+    config: MeterConfig,
+    change: impl Fn(Traffic) -> Traffic,
+) -> Meter {
     let mut meter = Meter::new(MeterConfig {
         max_connections: size,
         ..config
@@ -45,6 +59,7 @@ fn filled(shape: Shape, size: usize, config: MeterConfig) -> Meter {
             let traffic = Traffic::new(shape, shortest(shape), count, |place| {
                 ((part + place) as u32, back, ACK)
             });
+            let traffic = change(traffic);
             let Ok(_) = meter.observe(
                 traffic.frames(Timestamp::from_nanos(1_000_000_000)),
                 &mut sink_fn(nowhere),
@@ -64,20 +79,12 @@ fn observe(criterion: &mut Criterion) {
         let mut random = Numbers::new(1);
         let uniform =
             |random: &mut Numbers| (random.below(size) as u32, random.next_u64() & 1 == 1, ACK);
-        for (name, shape, tcp_metrics) in [
-            ("uniform/v4", Shape::V4, true),
-            ("uniform/v4 without tcp_metrics", Shape::V4, false),
-            ("uniform/v6", Shape::V6, true),
-            ("uniform/vlan", Shape::Vlan, true),
+        for (name, shape) in [
+            ("uniform/v4", Shape::V4),
+            ("uniform/v6", Shape::V6),
+            ("uniform/vlan", Shape::Vlan),
         ] {
-            let mut meter = filled(
-                shape,
-                size,
-                MeterConfig {
-                    tcp_metrics,
-                    ..MeterConfig::default()
-                },
-            );
+            let mut meter = filled(shape, size, MeterConfig::default());
             let traffic = Traffic::new(shape, shortest(shape), FRAMES, |_| uniform(&mut random));
             group.bench_function(format!("{name}/{size}"), |bencher| {
                 bencher.iter(|| {
@@ -135,6 +142,137 @@ fn observe(criterion: &mut Criterion) {
             );
         });
         group.throughput(Throughput::Elements(FRAMES as u64));
+    }
+    group.finish();
+}
+
+/// What each option of the meter adds to, or takes from, the plain case beside it.
+fn options(criterion: &mut Criterion) {
+    const MARKER: [u8; 6] = [0x4e, 0x65, 0x75, 0x56, 0, 9];
+    type Change = fn(Traffic) -> Traffic;
+    let plain = MeterConfig::default;
+    let cases: [(&str, Shape, MeterConfig, Change); 8] = [
+        ("none", Shape::V4, plain(), |traffic| traffic),
+        (
+            "without tcp_metrics",
+            Shape::V4,
+            MeterConfig {
+                tcp_metrics: false,
+                ..plain()
+            },
+            |traffic| traffic,
+        ),
+        (
+            "decapsulate, no tunnel",
+            Shape::V4,
+            MeterConfig {
+                decapsulate: true,
+                ..plain()
+            },
+            |traffic| traffic,
+        ),
+        (
+            "decapsulate, VXLAN",
+            Shape::V4,
+            MeterConfig {
+                decapsulate: true,
+                ..plain()
+            },
+            Traffic::in_vxlan,
+        ),
+        (
+            "observation marker",
+            Shape::V4,
+            MeterConfig {
+                observation: Observation::Marker,
+                ..plain()
+            },
+            |traffic| traffic.sent_from(MARKER),
+        ),
+        (
+            "observation fixed",
+            Shape::V4,
+            MeterConfig {
+                observation: Observation::Fixed(9),
+                ..plain()
+            },
+            |traffic| traffic,
+        ),
+        ("VLAN, vlan_in_key", Shape::Vlan, plain(), |traffic| traffic),
+        (
+            "VLAN, not in key",
+            Shape::Vlan,
+            MeterConfig {
+                vlan_in_key: false,
+                ..plain()
+            },
+            |traffic| traffic,
+        ),
+    ];
+    let mut group = criterion.benchmark_group("option");
+    group
+        .throughput(Throughput::Elements(FRAMES as u64))
+        .sample_size(10);
+    for size in sizes() {
+        for (name, shape, config, change) in cases {
+            let mut random = Numbers::new(1);
+            let mut meter = filled_by(shape, size, config, change);
+            let traffic = change(Traffic::new(shape, shortest(shape), FRAMES, |_| {
+                (random.below(size) as u32, random.next_u64() & 1 == 1, ACK)
+            }));
+            group.bench_function(format!("{name}/{size}"), |bencher| {
+                bencher.iter(|| {
+                    meter.observe(
+                        traffic.frames(Timestamp::from_nanos(3_000_000_000)),
+                        &mut sink_fn(nowhere),
+                    )
+                });
+            });
+            assert_eq!(meter.stats().opened, size as u64, "{name}");
+        }
+    }
+    group.finish();
+}
+
+/// Records to conversations. One element is one record; of `merge` one conversation.
+fn aggregate(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("aggregate");
+    group.sample_size(10);
+    for size in sizes() {
+        let mut records: Vec<FlowRecord> = Vec::with_capacity(size);
+        let Ok(_) = filled(Shape::V4, size, MeterConfig::default()).finish(&mut records);
+        let by_server = GroupBy {
+            client: false,
+            ..GroupBy::default()
+        };
+        let added = |group_by, most| {
+            let mut sums = Aggregator::new(group_by, Duration::from_secs(60), most);
+            records.iter().for_each(|record| sums.add(record));
+            sums
+        };
+        // 1,757 servers; as many conversations as records; room for a thousandth of them.
+        for (name, group_by, most) in [
+            ("by server", by_server, size),
+            ("by client and server", GroupBy::default(), size),
+            ("bounded", GroupBy::default(), size / 1_000),
+        ] {
+            group.throughput(Throughput::Elements(size as u64));
+            group.bench_function(format!("{name}/{size}"), |bencher| {
+                bencher.iter_with_large_drop(|| added(group_by, most));
+            });
+        }
+        let one = added(GroupBy::default(), size);
+        group.throughput(Throughput::Elements(size as u64));
+        group.bench_function(format!("merge/{size}"), |bencher| {
+            bencher.iter_batched(
+                || (one.clone(), one.clone()),
+                |(mut into, from)| {
+                    into.merge(from);
+                    into
+                },
+                BatchSize::PerIteration,
+            );
+        });
     }
     group.finish();
 }
@@ -233,5 +371,5 @@ fn index(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, observe, index);
+criterion_group!(benches, observe, options, index, aggregate);
 criterion_main!(benches);

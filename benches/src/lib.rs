@@ -135,6 +135,38 @@ impl Traffic {
         Self { octets, length }
     }
 
+    /// The same frames with this Ethernet source address.
+    #[must_use]
+    pub fn sent_from(mut self, address: [u8; 6]) -> Self {
+        for frame in self.octets.chunks_exact_mut(self.length) {
+            frame[6..12].copy_from_slice(&address);
+        }
+        self
+    }
+
+    /// The same frames, each in a VXLAN packet between two hosts.
+    #[must_use]
+    pub fn in_vxlan(self) -> Self {
+        const HEADERS: usize = 14 + 20 + 8 + 8;
+        let mut head = [0; HEADERS];
+        head[12..14].copy_from_slice(&[0x08, 0x00]);
+        head[14] = 0x45;
+        head[16..18].copy_from_slice(&((HEADERS - 14 + self.length) as u16).to_be_bytes());
+        head[22..24].copy_from_slice(&[64, 17]);
+        head[26..34].copy_from_slice(&[172, 16, 0, 1, 172, 16, 0, 2]);
+        head[34..38].copy_from_slice(&[0xc0, 0x00, 0x12, 0xb5]);
+        head[38..40].copy_from_slice(&((16 + self.length) as u16).to_be_bytes());
+        head[42] = 0x08;
+        head[48] = 7;
+        let frames = self.octets.chunks_exact(self.length);
+        Self {
+            octets: frames
+                .flat_map(|frame| head.iter().chain(frame).copied())
+                .collect(),
+            length: HEADERS + self.length,
+        }
+    }
+
     /// The frames, a microsecond apart, the first at `start`.
     pub fn frames(&self, start: Timestamp) -> impl Iterator<Item = Frame<'_>> {
         let length = self.length as u32;
