@@ -64,6 +64,19 @@ fn main() {
             stop_and_restart_leave_nothing,
         );
         add("a_capture_opens_elsewhere", a_capture_opens_elsewhere);
+        add(
+            "a_paused_container_stays_attached",
+            a_paused_container_stays_attached,
+        );
+        add("networks_come_and_go", networks_come_and_go);
+        add(
+            "an_engine_that_restarts_finds_all_as_it_was",
+            an_engine_that_restarts_finds_all_as_it_was,
+        );
+        add(
+            "an_engine_that_ends_its_containers_leaves_nothing",
+            an_engine_that_ends_its_containers_leaves_nothing,
+        );
     }
     trials.push(privileged(
         "bad_targets_are_told_in_a_line",
@@ -672,6 +685,298 @@ fn stop_and_restart_leave_nothing(mode: &str) -> Result<(), Failed> {
     )?;
     sh(&format!("docker network connect {} {web}", pair.prefix))?;
     pair.fetch(pair.addresses(&web)?.0, "doc", 1)
+}
+
+fn attached() -> Result<Vec<Value>, Failed> {
+    let listed = done(&["list", "--output", "json"])?;
+    Ok(listed
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?)
+}
+
+/// The interfaces that are attached, all of them whole.
+fn whole() -> Result<Vec<String>, Failed> {
+    attached()?
+        .iter()
+        .map(|one| {
+            same("health", &one["health"], &Value::from("whole"))?;
+            Ok(one["interface"].as_str().unwrap_or_default().to_owned())
+        })
+        .collect()
+}
+
+/// Links and filters of ours that are still on the host.
+fn leftovers() -> Result<(), Failed> {
+    same(
+        "left on the host",
+        sh(
+            "{ ip -d link show; for l in $(ls /sys/class/net); do tc filter show dev $l ingress; done; } 2>/dev/null \
+            | grep -E 'nv-|nvcli' | cat",
+        )?,
+        String::new(),
+    )
+}
+
+fn a_paused_container_stays_attached(mode: &str) -> Result<(), Failed> {
+    let pair = Pair::new()?;
+    let web = pair.web();
+    let address = pair.addresses(&web)?.0;
+    let before = picture(&pair.netns(&web)?)?;
+    let eth0 = vec!["eth0".to_owned()];
+    done(&["attach", &web, "--mode", mode])?;
+    sh(&format!("docker pause {web}"))?;
+    same("while paused", whole()?, eth0.clone())?;
+    sh(&format!("docker unpause {web}"))?;
+    pair.fetch(address, "doc", 3)?;
+    same("after it", whole()?, eth0.clone())?;
+    // Its network does not sleep: it can be put back, and attached, meanwhile.
+    sh(&format!("docker pause {web}"))?;
+    done(&["detach", &web])?;
+    same_picture("paused", &before, &picture(&pair.netns(&web)?)?)?;
+    done(&["attach", &web, "--mode", mode])?;
+    sh(&format!("docker unpause {web}"))?;
+    pair.fetch(address, "doc", 3)?;
+    same("attached while paused", whole()?, eth0)?;
+    sh(&format!("docker rm -f {web}"))?;
+    same("after its end", attached()?.len(), 0)?;
+    let refused = nvcli(&["detach", &web])?;
+    same("exit code", refused.status.code(), Some(1))?;
+    done(&["repair"])?;
+    leftovers()
+}
+
+fn networks_come_and_go(mode: &str) -> Result<(), Failed> {
+    let pair = Pair::new()?;
+    let web = pair.web();
+    let second = format!("{}-second", pair.prefix);
+    let address = pair.addresses(&web)?.0;
+    let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+    let tried = (|| {
+        sh(&format!("docker network create {second}"))?;
+        done(&["attach", &web, "--mode", mode])?;
+        // One comes while the first is attached.
+        sh(&format!("docker network connect {second} {web}"))?;
+        same("attached", whole()?, names(&["eth0"]))?;
+        pair.fetch(address, "doc", 1)?;
+        done(&["attach", &web, "--mode", mode, "--interface", "eth1"])?;
+        same("attached", whole()?, names(&["eth0", "eth1"]))?;
+        pair.fetch(address, "doc", 1)?;
+        // It goes while it is attached, and the first stays.
+        sh(&format!("docker network disconnect {second} {web}"))?;
+        done(&["repair"])?;
+        same("attached", whole()?, names(&["eth0"]))?;
+        pair.fetch(address, "doc", 1)?;
+        // Inline the engine takes ours away for its own, so that its own stays, without an address.
+        let addresses = "ip -o -4 addr show | awk '$2 ~ /^eth/ && $2 != \"eth0\" {print $2}'";
+        same(
+            "addresses left",
+            sh_in(&pair.netns(&web)?, addresses)?,
+            String::new(),
+        )?;
+        // And comes again.
+        sh(&format!("docker network connect {second} {web}"))?;
+        let name = sh_in(&pair.netns(&web)?, addresses)?;
+        let name = name.trim();
+        done(&["attach", &web, "--mode", mode, "--interface", name])?;
+        same("attached", whole()?, names(&["eth0", name]))?;
+        done(&["detach", &web])?;
+        pair.fetch(address, "doc", 1)?;
+        sh(&format!("docker network disconnect {second} {web}"))?;
+        sh(&format!("docker restart -t 1 {web}"))?;
+        pair.fetch(pair.addresses(&web)?.0, "doc", 1)?;
+        leftovers()
+    })();
+    let _ = sh(&format!(
+        "docker network disconnect -f {second} {web}; docker network rm {second}"
+    ));
+    tried
+}
+
+/// An engine of the test's own, in a network namespace of its own, that can be ended and started again.
+struct Engine {
+    netns: Netns,
+    root: tempfile::TempDir,
+    live_restore: bool,
+    process: Option<Child>,
+}
+
+impl Engine {
+    fn start(live_restore: bool) -> Result<Self, Failed> {
+        let mut engine = Self {
+            netns: Netns::nameless("an engine's host")?,
+            root: tempfile::tempdir()?,
+            live_restore,
+            process: None,
+        };
+        sh_in(&engine.netns, "ip link set lo up")?;
+        engine.run()?;
+        Ok(engine)
+    }
+
+    fn run(&mut self) -> Result<(), Failed> {
+        let root = self.root.path();
+        let log = std::fs::File::create(root.join("log"))?;
+        let mut command = Command::new("dockerd");
+        command
+            .arg("--data-root")
+            .arg(root.join("data"))
+            .arg("--exec-root")
+            .arg(root.join("exec"))
+            .arg("--pidfile")
+            .arg(root.join("pid"))
+            .arg("-H")
+            .arg(self.socket())
+            .arg(format!("--live-restore={}", self.live_restore))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.process = Some(self.netns.run(|| command.spawn())??);
+        self.sh("timeout 60 sh -c 'until docker version >/dev/null 2>&1; do :; done'")
+            .map(drop)
+    }
+
+    /// Ends it as a service manager does.
+    fn end(&mut self) -> Result<(), Failed> {
+        let Some(mut process) = self.process.take() else {
+            return Ok(());
+        };
+        let pid = nix::unistd::Pid::from_raw(process.id().try_into()?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        process.wait()?;
+        Ok(())
+    }
+
+    fn socket(&self) -> String {
+        format!("unix://{}/sock", self.root.path().display())
+    }
+
+    fn sh(&self, command: &str) -> Result<String, Failed> {
+        sh_in(
+            &self.netns,
+            &format!("export DOCKER_HOST={}\n{command}", self.socket()),
+        )
+    }
+
+    fn nvcli(&self, arguments: &str) -> Result<String, Failed> {
+        self.sh(&format!("{} {arguments}", env!("CARGO_BIN_EXE_nvcli")))
+    }
+
+    /// A container that serves a document to the host it is on; gives its address.
+    fn serve(&self) -> Result<String, Failed> {
+        let root = self.root.path().display();
+        self.sh(&format!(
+            "set -e
+             mkdir -p {root}/image/bin {root}/image/www
+             cp $(command -v busybox) {root}/image/bin/busybox
+             for applet in sh httpd; do ln -s busybox {root}/image/bin/$applet; done
+             echo served > {root}/image/www/doc
+             tar -C {root}/image -c . | docker import - nvt:engine
+             docker run -d --name web nvt:engine /bin/httpd -f -p 80 -h /www"
+        ))?;
+        self.address()
+    }
+
+    fn address(&self) -> Result<String, Failed> {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        Ok(self
+            .sh(&format!("docker inspect -f '{format}' web"))?
+            .trim()
+            .to_owned())
+    }
+
+    fn fetch(&self, address: &str) -> Result<(), Failed> {
+        let to = SocketAddr::new(address.parse()?, 80);
+        let answer = self.netns.run(|| -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /doc HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })??;
+        ensure(answer.ends_with("served\n"), answer)
+    }
+
+    fn listed(&self) -> Result<String, Failed> {
+        self.nvcli("list --output json")
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            let _ = self.sh("docker rm -f $(docker ps -aq)");
+        }
+        let _ = self.end();
+        // What an engine leaves mounted under its root.
+        let _ = sh(&format!(
+            "awk -v root={}/ 'index($2, root) == 1 {{print $2}}' /proc/mounts | sort -r | xargs -r umount -l",
+            self.root.path().display()
+        ));
+    }
+}
+
+/// Live restore: the containers go on while the engine is away.
+fn an_engine_that_restarts_finds_all_as_it_was(mode: &str) -> Result<(), Failed> {
+    let mut engine = Engine::start(true)?;
+    let address = engine.serve()?;
+    engine.nvcli(&format!("attach web --mode {mode}"))?;
+    let before = engine.listed()?;
+    ensure(before.contains("\"health\":\"whole\""), before.clone())?;
+    engine.end()?;
+    engine.fetch(&address)?;
+    same("listed without an engine", engine.listed()?, before.clone())?;
+    // By name too: the kernel knows it.
+    engine.nvcli("detach web")?;
+    engine.fetch(&address)?;
+    engine.run()?;
+    engine.fetch(&address)?;
+    engine.nvcli(&format!("attach web --mode {mode}"))?;
+    engine.end()?;
+    engine.run()?;
+    same("listed after a restart", engine.listed()?, before)?;
+    engine.fetch(&address)?;
+    engine.sh("docker restart -t 1 web")?;
+    same(
+        "listed after the container's",
+        engine.listed()?,
+        String::new(),
+    )?;
+    engine.fetch(&engine.address()?)?;
+    engine.nvcli(&format!("attach web --mode {mode}"))?;
+    engine.fetch(&engine.address()?)?;
+    engine.sh("docker rm -f web")?;
+    engine.nvcli("repair")?;
+    same(
+        "left",
+        engine.sh("ip -o link show | grep nv- | cat")?,
+        String::new(),
+    )
+}
+
+fn an_engine_that_ends_its_containers_leaves_nothing(mode: &str) -> Result<(), Failed> {
+    let mut engine = Engine::start(false)?;
+    engine.serve()?;
+    engine.nvcli(&format!("attach web --mode {mode}"))?;
+    engine.end()?;
+    same("listed", engine.listed()?, String::new())?;
+    engine.run()?;
+    engine.sh("docker start web")?;
+    engine.fetch(&engine.address()?)?;
+    let again = engine.nvcli(&format!("attach web --mode {mode} --output json"))?;
+    ensure(
+        again.contains("\"id\":\"0001\""),
+        format!("a stale id: {again}"),
+    )?;
+    engine.fetch(&engine.address()?)?;
+    engine.nvcli("detach --all")?;
+    engine.fetch(&engine.address()?)?;
+    same(
+        "left",
+        engine.sh("ip -o link show | grep nv- | cat")?,
+        String::new(),
+    )
 }
 
 fn a_capture_opens_elsewhere(mode: &str) -> Result<(), Failed> {
