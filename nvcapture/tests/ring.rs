@@ -1,6 +1,7 @@
 //! Rings in namespaces of their own: every frame that the interface counted is handed out or counted as lost.
 #![allow(clippy::unwrap_used, reason = "in a test an error is a failure")]
 
+#[allow(dead_code, reason = "shared with nvflow's test of replays")]
 mod common;
 
 use std::os::fd::AsFd;

@@ -242,7 +242,8 @@ impl Meter {
             micros,
             now,
             ip_octets: headers.ip_octets,
-            frame_octets: frame.wire_len(),
+            // On the wire the tag that a ring tells beside the octets was among them.
+            frame_octets: frame.wire_len() + 4 * u32::from(frame.meta().vlan.is_some()),
             payload_octets,
             candidate: NONE,
             segment,

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Completion, Failed, Trial};
@@ -138,6 +138,15 @@ impl Pair {
         self.ask(RouteNetlinkMessage::SetLink(link), 0)
     }
 
+    /// Lets both ends take frames with so many octets behind the link header.
+    pub(crate) fn set_mtu(&self, mtu: u32) -> io::Result<()> {
+        for end in [self.left, self.right] {
+            let link = LinkUnspec::new_with_index(end).mtu(mtu).build();
+            self.ask(RouteNetlinkMessage::SetLink(link), 0)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn delete(&self) -> io::Result<()> {
         let link = LinkUnspec::new_with_index(self.left).build();
         self.ask(RouteNetlinkMessage::DelLink(link), 0)
@@ -230,18 +239,39 @@ impl Sender {
 
 /// Sends one frame out of an interface as it is.
 pub(crate) fn send_raw(interface: &str, frame: &[u8]) -> io::Result<()> {
-    let socket = socket(
-        AddressFamily::Packet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    let address: SockaddrStorage = nix::ifaddrs::getifaddrs()?
-        .filter(|address| address.interface_name == interface)
-        .filter_map(|address| address.address)
-        .find(|address| address.family() == Some(AddressFamily::Packet))
-        .ok_or_else(|| io::Error::other("the interface has no link address"))?;
-    let sent = sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty())?;
-    assert_eq!(sent, frame.len());
-    Ok(())
+    RawSender::new(interface)?.send(frame)
+}
+
+/// Sends frames out of an interface as they are.
+pub(crate) struct RawSender {
+    socket: OwnedFd,
+    address: SockaddrStorage,
+}
+
+impl RawSender {
+    pub(crate) fn new(interface: &str) -> io::Result<Self> {
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        let address = nix::ifaddrs::getifaddrs()?
+            .filter(|address| address.interface_name == interface)
+            .filter_map(|address| address.address)
+            .find(|address| address.family() == Some(AddressFamily::Packet))
+            .ok_or_else(|| io::Error::other("the interface has no link address"))?;
+        Ok(Self { socket, address })
+    }
+
+    pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let sent = sendto(
+            self.socket.as_raw_fd(),
+            frame,
+            &self.address,
+            MsgFlags::empty(),
+        )?;
+        assert_eq!(sent, frame.len());
+        Ok(())
+    }
 }
