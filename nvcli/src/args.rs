@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::filter::Filter;
 use crate::target::Target;
 
 /// See what a container is talking to: attach, capture and meter its network, from one command.
@@ -179,6 +180,7 @@ Examples:
   nvcli flows --container web-1 --duration 10s
   nvcli flows --output json | jq .octetDeltaCount
   nvcli flows --read web.pcapng --sort octets --count 10
+  nvcli flows --read web.pcapng --protocol tcp --port 443 --host 10.0.0.0/8
   tcpdump -w - | nvcli flows --read - --output csv")]
 pub(crate) struct Flows {
     /// Read a capture file (- for standard input); may be given again, the files are read as one
@@ -190,6 +192,9 @@ pub(crate) struct Flows {
     /// Only connections of this container (name, or first digits of its id); may be given again
     #[arg(short, long = "container", value_name = "CONTAINER")]
     pub(crate) containers: Vec<String>,
+    /// Which records are shown.
+    #[command(flatten)]
+    pub(crate) filter: Filter,
     /// End after this time, such as 500ms, 10s, 2m, 1h30m
     #[arg(short, long, value_name = "TIME", value_parser = duration)]
     pub(crate) duration: Option<Duration>,

@@ -199,6 +199,11 @@ impl Say {
         Self { quiet }
     }
 
+    /// Whether nothing but errors and warnings is said.
+    pub(crate) const fn is_quiet(self) -> bool {
+        self.quiet
+    }
+
     /// One line about what goes on. The text has to be harmless already.
     pub(crate) fn note(self, line: impl fmt::Display) {
         if !self.quiet {

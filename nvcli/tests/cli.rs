@@ -242,6 +242,11 @@ fn json_has_the_elements_names_in_their_order() {
         "responderOctets": 27,
         "tcpControlBits": 27,
         "reverseTcpControlBits": 27,
+        "minimumTTL": 64,
+        "reverseMaximumTTL": 64,
+        "ipDiffServCodePoint": 0,
+        "duplicateAcks": 0,
+        "reverseZeroWindows": 0,
         "flowEndReason": 3,
         "handshakeRttMicroseconds": { "client": 1_000, "server": 1_000 },
     });
@@ -254,6 +259,8 @@ fn json_has_the_elements_names_in_their_order() {
         "vlanId",
         "workload",
         "vantage",
+        "observationPointId",
+        "tunnelType",
     ] {
         assert!(tcp.get(absent).is_none(), "{absent}");
     }
@@ -273,6 +280,127 @@ fn json_has_the_elements_names_in_their_order() {
         .map(|key| line.find(&format!("\"{key}\":")).unwrap())
         .collect();
     assert!(places.is_sorted(), "{line}");
+}
+
+/// Two datagrams on VLAN 42, each in VXLAN between the same two hosts, the second an answer.
+fn wrapped() -> Vec<Vec<u8>> {
+    let inside = [
+        datagram((CLIENT.0, 5_353), RESOLVER, b"question"),
+        datagram(RESOLVER, (CLIENT.0, 5_353), b"answer"),
+    ];
+    let hosts = [([192, 0, 2, 1], 50_000), ([192, 0, 2, 2], 4_789)];
+    inside
+        .iter()
+        .zip([(hosts[0], hosts[1]), (hosts[1], hosts[0])])
+        .map(|(inner, (from, to))| {
+            let vxlan = [&[8, 0, 0, 0, 0, 0, 77, 0][..], inner].concat();
+            let mut frame = datagram((from.0, 50_000), (to.0, 4_789), &vxlan);
+            frame.splice(12..12, [0x81, 0x00, 0, 42]);
+            // Expedited forwarding, and one hop less than others.
+            frame[14 + 4 + 1] = 46 << 2;
+            frame[14 + 4 + 8] = 63;
+            frame
+        })
+        .collect()
+}
+
+#[test]
+fn a_tunnel_is_told_with_the_packet_that_came_out_of_it() {
+    let folder = Folder::new();
+    let file = folder.file("vxlan.pcapng", &capture(&wrapped()));
+    let plain = run(&["flows", "--read", text(&file), "--output", "json"]);
+    let records = lines_of(&plain);
+    assert_eq!(records.len(), 2, "VXLAN's answers have ports of their own");
+    for record in &records {
+        assert_eq!(record["destinationTransportPort"], 4_789);
+        assert_eq!(record["vlanId"], 42);
+        assert_eq!(record["ipDiffServCodePoint"], 46);
+        assert_eq!(record["maximumTTL"], 63);
+        // Nothing came back.
+        assert!(record.get("reverseMinimumTTL").is_none());
+        assert!(record.get("reverseIpDiffServCodePoint").is_none());
+        assert!(record.get("tunnelType").is_none());
+    }
+
+    let args = ["flows", "--read", text(&file), "--decap", "--output"];
+    let json = run(&[&args[..], &["json"]].concat());
+    let [record] = &lines_of(&json)[..] else {
+        panic!("{}", stdout(&json));
+    };
+    for (key, value) in [
+        ("sourceIPv4Address", "10.0.0.2"),
+        ("destinationIPv4Address", "10.0.0.9"),
+        ("tunnelType", "vxlan"),
+        ("tunnelSourceIPv4Address", "192.0.2.1"),
+        ("tunnelDestinationIPv4Address", "192.0.2.2"),
+    ] {
+        assert_eq!(record[key], value, "{key}");
+    }
+    for (key, value) in [
+        ("tunnelId", 77),
+        ("vlanId", 42),
+        ("minimumTTL", 64),
+        ("ipDiffServCodePoint", 0),
+    ] {
+        assert_eq!(record[key], value, "{key}");
+    }
+    assert!(record.get("tunnelSourceIPv6Address").is_none());
+
+    let csv = run(&[&args[..], &["csv"]].concat());
+    let mut reader = csv::Reader::from_reader(stdout(&csv).as_bytes());
+    let titles = reader.headers().unwrap().clone();
+    let row = reader.records().next().unwrap().unwrap();
+    for (key, value) in record.as_object().unwrap() {
+        let at = titles.iter().position(|title| title == key).unwrap();
+        assert_eq!(row[at], value.to_string().replace('"', ""), "{key}");
+    }
+}
+
+#[test]
+fn filters_choose_records() {
+    let folder = Folder::new();
+    let file = folder.file("a.pcapng", &capture(&frames()));
+    // Of the HTTP connection and the DNS query.
+    for (filter, expected) in [
+        ("", [6, 17].as_slice()),
+        ("--protocol tcp", &[6]),
+        ("--protocol 17", &[17]),
+        ("--protocol tcp --protocol udp", &[6, 17]),
+        ("--protocol icmp", &[]),
+        ("--port 80", &[6]),
+        ("--port 5353", &[17]),
+        ("--port 80 --port 53", &[6, 17]),
+        ("--port 81", &[]),
+        ("--host 10.0.0.2", &[6, 17]),
+        ("--host 10.0.0.9", &[17]),
+        ("--host 10.0.0.2/31", &[6, 17]),
+        ("--host 10.0.0.8/30", &[17]),
+        ("--host 2001:db8::/32", &[]),
+        ("--host 10.0.0.2 --port 80", &[6]),
+        ("--host 10.0.0.9 --port 80", &[]),
+        ("--count 1 --protocol udp", &[17]),
+        ("--sort octets --count 1 --protocol udp", &[17]),
+    ] {
+        let args = ["flows", "--read", text(&file), "--output", "json"];
+        let output = run(&[&args[..], &filter.split_whitespace().collect::<Vec<_>>()].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let mut protocols: Vec<u64> = lines_of(&output)
+            .iter()
+            .map(|record| record["protocolIdentifier"].as_u64().unwrap())
+            .collect();
+        protocols.sort_unstable();
+        assert_eq!(protocols, expected, "{filter}");
+    }
+    for wrong in [
+        "--port 65536",
+        "--host web-1",
+        "--host 10.0.0.0/33",
+        "--protocol http",
+    ] {
+        let args = ["flows", "--read", text(&file)];
+        let output = run(&[&args[..], &wrong.split_whitespace().collect::<Vec<_>>()].concat());
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use nvcapture::Timestamp;
-use nvcapture::wire::{Tunnel, protocol};
+use nvcapture::wire::{Tunnel, TunnelKind, protocol};
 
 use crate::TcpState;
 
@@ -221,6 +221,7 @@ fields! {
     IcmpTypeCodeIpv4 = "icmpTypeCodeIPv4", Some(32);
     IcmpTypeCodeIpv6 = "icmpTypeCodeIPv6", Some(139);
     Vlan = "vlanId", Some(58);
+    ObservationPoint = "observationPointId", Some(138);
     Packets = "packetDeltaCount", Some(2);
     ReversePackets = "reversePacketDeltaCount", Some(2);
     Octets = "octetDeltaCount", Some(1);
@@ -231,6 +232,12 @@ fields! {
     ResponderOctets = "responderOctets", Some(232);
     ControlBits = "tcpControlBits", Some(6);
     ReverseControlBits = "reverseTcpControlBits", Some(6);
+    MinimumTtl = "minimumTTL", Some(52);
+    ReverseMinimumTtl = "reverseMinimumTTL", Some(52);
+    MaximumTtl = "maximumTTL", Some(53);
+    ReverseMaximumTtl = "reverseMaximumTTL", Some(53);
+    Dscp = "ipDiffServCodePoint", Some(195);
+    ReverseDscp = "reverseIpDiffServCodePoint", Some(195);
     EndReason = "flowEndReason", Some(136);
     State = "tcpState", None;
     HandshakeRtt = "handshakeRttMicroseconds", None;
@@ -240,8 +247,16 @@ fields! {
     ReverseRetransmitted = "reverseRetransmittedSegments", None;
     OutOfOrder = "outOfOrderSegments", None;
     ReverseOutOfOrder = "reverseOutOfOrderSegments", None;
+    DuplicateAcks = "duplicateAcks", None;
+    ReverseDuplicateAcks = "reverseDuplicateAcks", None;
     ZeroWindows = "zeroWindows", None;
     ReverseZeroWindows = "reverseZeroWindows", None;
+    TunnelType = "tunnelType", None;
+    TunnelId = "tunnelId", None;
+    TunnelSourceIpv4 = "tunnelSourceIPv4Address", None;
+    TunnelSourceIpv6 = "tunnelSourceIPv6Address", None;
+    TunnelDestinationIpv4 = "tunnelDestinationIPv4Address", None;
+    TunnelDestinationIpv6 = "tunnelDestinationIPv6Address", None;
     Workload = "workload", None;
     PeerWorkload = "peerWorkload", None;
     Interface = "interface", None;
@@ -283,6 +298,9 @@ impl FlowRecord {
                 .and_then(pick)
                 .map(|micros| Value::Unsigned(micros.into()))
         };
+        let sent = |side: &Side, pick: fn(&Side) -> u8| {
+            (side.packets > 0).then(|| Value::Unsigned(pick(side).into()))
+        };
         let icmp = |protocol: u8| {
             self.icmp_type_code
                 .filter(|_| self.protocol_identifier == protocol)
@@ -301,6 +319,7 @@ impl FlowRecord {
             Field::IcmpTypeCodeIpv4 => icmp(protocol::ICMP),
             Field::IcmpTypeCodeIpv6 => icmp(protocol::ICMPV6),
             Field::Vlan => self.vlan_id.map(|id| Value::Unsigned(id.into())),
+            Field::ObservationPoint => self.observation_point.map(|id| Value::Unsigned(id.into())),
             Field::Packets => number(self.forward.packets),
             Field::ReversePackets => number(self.reverse.packets),
             Field::Octets => number(self.forward.octets),
@@ -311,6 +330,12 @@ impl FlowRecord {
             Field::ResponderOctets => payload(self.reverse.payload_octets),
             Field::ControlBits => bits(self.forward.tcp_control_bits),
             Field::ReverseControlBits => bits(self.reverse.tcp_control_bits),
+            Field::MinimumTtl => sent(&self.forward, |side| side.minimum_ttl),
+            Field::ReverseMinimumTtl => sent(&self.reverse, |side| side.minimum_ttl),
+            Field::MaximumTtl => sent(&self.forward, |side| side.maximum_ttl),
+            Field::ReverseMaximumTtl => sent(&self.reverse, |side| side.maximum_ttl),
+            Field::Dscp => sent(&self.forward, |side| side.dscp),
+            Field::ReverseDscp => sent(&self.reverse, |side| side.dscp),
             Field::EndReason => self
                 .flow_end_reason
                 .map(|reason| Value::Unsigned(reason as u64)),
@@ -330,8 +355,21 @@ impl FlowRecord {
             Field::ReverseRetransmitted => of_tcp(|tcp| tcp.reverse.retransmitted_segments),
             Field::OutOfOrder => of_tcp(|tcp| tcp.forward.out_of_order_segments),
             Field::ReverseOutOfOrder => of_tcp(|tcp| tcp.reverse.out_of_order_segments),
+            Field::DuplicateAcks => of_tcp(|tcp| tcp.forward.duplicate_acks),
+            Field::ReverseDuplicateAcks => of_tcp(|tcp| tcp.reverse.duplicate_acks),
             Field::ZeroWindows => of_tcp(|tcp| tcp.forward.zero_windows),
             Field::ReverseZeroWindows => of_tcp(|tcp| tcp.reverse.zero_windows),
+            Field::TunnelType => self
+                .tunnel
+                .map(|tunnel| Value::Text(tunnel_type(tunnel.kind))),
+            Field::TunnelId => self
+                .tunnel
+                .and_then(|tunnel| tunnel.id)
+                .map(|id| Value::Unsigned(id.into())),
+            Field::TunnelSourceIpv4 => self.tunnel.and_then(|tunnel| v4(tunnel.source)),
+            Field::TunnelSourceIpv6 => self.tunnel.and_then(|tunnel| v6(tunnel.source)),
+            Field::TunnelDestinationIpv4 => self.tunnel.and_then(|tunnel| v4(tunnel.destination)),
+            Field::TunnelDestinationIpv6 => self.tunnel.and_then(|tunnel| v6(tunnel.destination)),
             Field::Workload => label(&self.labels.workload),
             Field::PeerWorkload => label(&self.labels.peer_workload),
             Field::Interface => label(&self.labels.interface),
@@ -346,6 +384,19 @@ impl FlowRecord {
     /// The time from its first frame to its last.
     pub fn duration(&self) -> std::time::Duration {
         self.flow_end.saturating_since(self.flow_start)
+    }
+}
+
+const fn tunnel_type(kind: TunnelKind) -> &'static str {
+    match kind {
+        TunnelKind::IpInIp => "ipip",
+        TunnelKind::Gre => "gre",
+        TunnelKind::Vxlan => "vxlan",
+        TunnelKind::Geneve => "geneve",
+        TunnelKind::GtpU => "gtpu",
+        TunnelKind::Teredo => "teredo",
+        // The enum may grow; its names are here.
+        _ => "other",
     }
 }
 

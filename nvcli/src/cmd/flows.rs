@@ -1,9 +1,10 @@
 //! `nvcli flows`: connections, live or from files.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::io::{self, BufWriter, IsTerminal, Read};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use nvcapture::{CaptureFile, FrameSource as _, Next, Ring, RingConfig, SourceStats, Timestamp};
@@ -16,6 +17,7 @@ use crate::exit::{CliError, Result, Say};
 use crate::names::Names;
 use crate::open::{host, net};
 use crate::render::flows::{Csv, Json, Lines, Table};
+use crate::render::progress::Progress;
 use crate::render::table::terminal_width;
 use crate::render::text::{count, grouped};
 use crate::render::watch::{Summary, Watch, rank};
@@ -86,6 +88,9 @@ struct Output<'a> {
     held: BTreeMap<(std::cmp::Reverse<u64>, u64), FlowRecord>,
     seen: u64,
     beyond: u64,
+    /// While files are read; gone before the first record is written to the same terminal.
+    progress: Option<Progress>,
+    beside_progress: bool,
 }
 
 enum To {
@@ -117,6 +122,8 @@ impl<'a> Output<'a> {
             held: BTreeMap::new(),
             seen: 0,
             beyond: 0,
+            progress: None,
+            beside_progress: !terminal,
         })
     }
 
@@ -156,6 +163,7 @@ impl<'a> Output<'a> {
 
     /// Writes what was held back, and the rest of what was buffered.
     fn finish(&mut self, say: Say) -> io::Result<()> {
+        self.progress = None;
         if let To::Lines(lines) = &mut self.to {
             for record in std::mem::take(&mut self.held).into_values() {
                 lines.record(&record)?;
@@ -192,11 +200,17 @@ impl Sink for Output<'_> {
         if self.is_full() {
             return Ok(ControlFlow::Break(()));
         }
+        if !self.args.filter.admits(record) {
+            return Ok(ControlFlow::Continue(()));
+        }
         self.seen += 1;
         let Some(record) = named(self.names.as_ref(), &self.args.containers, record) else {
             return Ok(ControlFlow::Continue(()));
         };
         let holds = self.holds();
+        if holds.is_none() && !self.beside_progress {
+            self.progress = None;
+        }
         match &mut self.to {
             _ if let Some(key) = holds => self.hold(record, key),
             To::Lines(lines) => {
@@ -216,6 +230,15 @@ impl Sink for Output<'_> {
     }
 }
 
+/// Octets of all `files`; `None` when one of them has no length, as a pipe.
+fn length(files: &[PathBuf]) -> Option<u64> {
+    files
+        .iter()
+        .map(|file| std::fs::metadata(file).ok())
+        .map(|file| file.filter(Metadata::is_file).map(|file| file.len()))
+        .sum()
+}
+
 fn is_stdin(file: &Path) -> bool {
     file.as_os_str() == "-"
 }
@@ -224,8 +247,12 @@ fn is_stdin(file: &Path) -> bool {
 fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Result<()> {
     let began = Instant::now();
     let mut out = Output::new(args, None).map_err(|source| CliError::output(&source))?;
+    if !say.is_quiet() {
+        out.progress = Progress::start(length(&args.read));
+    }
     let mut totals = SourceStats::default();
     let mut lost_before = 0;
+    let mut before = 0;
     let mut failed: Option<CliError> = None;
     for file in &args.read {
         let (read, shown) = if is_stdin(file) {
@@ -234,6 +261,7 @@ fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Re
                     CaptureFile::new(io::stdin()),
                     meter,
                     &mut out,
+                    before,
                     interrupt,
                     &mut totals,
                     &mut lost_before,
@@ -247,6 +275,7 @@ fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Re
                     capture,
                     meter,
                     &mut out,
+                    before,
                     interrupt,
                     &mut totals,
                     &mut lost_before,
@@ -255,11 +284,13 @@ fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Re
             };
             (read, shown)
         };
+        before += length(std::slice::from_ref(file)).unwrap_or(0);
         match read {
             Ok(ControlFlow::Continue(())) => {}
             Ok(ControlFlow::Break(())) => break,
             Err(Stop::Output(source)) => return Err(CliError::output(&source)),
             Err(Stop::Source(error)) => {
+                out.progress = None;
                 let error = unreadable(&shown, &error);
                 if let Some(earlier) = failed.replace(error) {
                     earlier.report();
@@ -297,6 +328,7 @@ fn read_one<R: Read>(
     mut capture: CaptureFile<R>,
     meter: &mut Meter,
     out: &mut Output<'_>,
+    before: u64,
     interrupt: &Interrupt,
     totals: &mut SourceStats,
     lost_before: &mut u64,
@@ -308,6 +340,9 @@ fn read_one<R: Read>(
             Ok(Next::End) => break Ok(ControlFlow::Continue(())),
             Err(error) => Err(Stop::Source(error)),
         };
+        if let Some(progress) = &mut out.progress {
+            progress.at(before + capture.position(), Instant::now());
+        }
         match flow {
             Ok(ControlFlow::Continue(())) if !interrupt.is_asked() => {}
             Ok(_) => break Ok(ControlFlow::Break(())),
@@ -497,7 +532,11 @@ fn draw(ring: &mut Ring, meter: &Meter, out: &mut Output<'_>) -> io::Result<()> 
     }
     after.push_str("   Ctrl-C ends");
     let (names, containers) = (out.names.as_ref(), &out.args.containers);
+    let filter = &out.args.filter;
     watch.draw(meter, &Summary { before, after }, |record| {
+        if !filter.admits(record) {
+            return None;
+        }
         named(names, containers, record)
     })
 }

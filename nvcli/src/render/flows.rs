@@ -277,7 +277,7 @@ fn endpoint_text(endpoint: Endpoint, name: Option<&str>, has_ports: bool) -> Str
 }
 
 /// The protocol's usual name, or its number.
-fn protocol(number: u8) -> Cow<'static, str> {
+pub(crate) fn protocol(number: u8) -> Cow<'static, str> {
     Cow::Borrowed(match number {
         1 => "icmp",
         2 => "igmp",
