@@ -61,6 +61,16 @@ pub(crate) fn text(raw: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// Whether `raw` is the same whatever it is escaped for: a letter or digit, then more of them and what stands in plain names.
+#[inline]
+pub(crate) fn is_plain(raw: &str) -> bool {
+    let plain = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_.:/".contains(octet);
+    raw.as_bytes()
+        .first()
+        .is_some_and(u8::is_ascii_alphanumeric)
+        && raw.as_bytes().iter().all(plain)
+}
+
 /// `raw` made harmless for a CSV field: as [`text`], and no spreadsheet takes it for a formula.
 ///
 /// Quotes and commas are left to the CSV writer.
@@ -168,6 +178,21 @@ mod tests {
         }
         assert_eq!(csv_field("\t=1"), "\\t=1");
         assert_eq!(csv_field("a=1"), "a=1");
+    }
+
+    #[test]
+    fn plain_text_is_never_escaped() {
+        for raw in ["TIME-WAIT", "web-1.example:80/tcp", "7"] {
+            assert!(is_plain(raw), "{raw}");
+            assert_eq!(text(raw), raw);
+            assert_eq!(csv_field(raw), raw);
+        }
+        for raw in HOSTILE
+            .into_iter()
+            .chain(["", "-1", "a\"b", "a,b", "a b", "a\\b", "=1", "é"])
+        {
+            assert!(!is_plain(raw), "{raw:?}");
+        }
     }
 
     #[test]

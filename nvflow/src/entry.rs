@@ -5,7 +5,7 @@ use nvcapture::wire::{Tunnel, protocol};
 
 use crate::clock::Clock;
 use crate::key::flag;
-use crate::tcp::{Segment, TcpBlock};
+use crate::tcp::{Segment, TcpBlock, TcpEvents};
 use crate::{
     Direction, Endpoint, FlowEndReason, FlowKey, FlowRecord, Labels, Side, TcpRecord, TcpState,
     Vantage,
@@ -58,6 +58,13 @@ pub(crate) mod state {
     pub(crate) const RESET: u8 = 1 << 5;
     /// The handshake is done, or was not seen.
     pub(crate) const ESTABLISHED: u8 = 1 << 6;
+
+    /// Over and done, but for what comes late.
+    #[inline]
+    pub(super) const fn is_ended(state: u8) -> bool {
+        const ALL: u8 = (FIN * 3) | (FIN_ACKED * 3);
+        state & RESET != 0 || state & ALL == ALL
+    }
 }
 
 mod mark {
@@ -150,6 +157,35 @@ pub(crate) struct Step {
     pub(crate) is_answer: bool,
     /// Whether the sender is inside the container, or the receiver; neither where that is not known.
     pub(crate) sender_inside: Option<bool>,
+}
+
+impl Step {
+    /// Of no frame yet.
+    pub(crate) const EMPTY: Self = Self {
+        key: FlowKey {
+            addresses: [0; 4],
+            rest: [0; 2],
+        },
+        hash: 0,
+        micros: 0,
+        now: 0,
+        ip_octets: 0,
+        frame_octets: 0,
+        payload_octets: 0,
+        candidate: NONE,
+        segment: Segment {
+            sequence: 0,
+            acknowledgment: 0,
+            window: 0,
+            control: 0,
+        },
+        has_segment: false,
+        direction: Direction::Up,
+        ttl: 0,
+        dscp: 0,
+        is_answer: false,
+        sender_inside: None,
+    };
 }
 
 impl Entry {
@@ -263,8 +299,7 @@ impl Entry {
     /// TCP: over and done, but for what comes late.
     #[inline]
     pub(crate) const fn has_ended(&self) -> bool {
-        const ALL: u8 = (state::FIN * 3) | (state::FIN_ACKED * 3);
-        self.has(state::RESET) || self.state & ALL == ALL
+        state::is_ended(self.state)
     }
 
     /// Whether both sides have said that they are done: good enough when no more comes.
@@ -297,15 +332,21 @@ impl Entry {
 
     #[inline]
     pub(crate) fn class(&self) -> Class {
+        self.class_in(self.state)
+    }
+
+    /// The class it has, or had, in that TCP state.
+    #[inline]
+    pub(crate) fn class_in(&self, state: u8) -> Class {
         match self.protocol() {
-            protocol::TCP if self.state & !state::ESTABLISHED == 0 => {
-                if self.has(state::ESTABLISHED) {
+            protocol::TCP if state & !state::ESTABLISHED == 0 => {
+                if state & state::ESTABLISHED != 0 {
                     Class::TcpEstablished
                 } else {
                     Class::TcpHalfOpen
                 }
             }
-            protocol::TCP if self.has_ended() => Class::TcpEnded,
+            protocol::TCP if state::is_ended(state) => Class::TcpEnded,
             protocol::TCP => Class::TcpClosing,
             protocol::UDP => Class::Udp,
             protocol::ICMP | protocol::ICMPV6 => Class::Icmp,
@@ -414,7 +455,7 @@ impl Entry {
     pub(crate) fn record(
         &self,
         addresses: [u64; 4],
-        block: Option<&TcpBlock>,
+        block: Option<(&TcpBlock, &TcpEvents)>,
         tunnel: Option<Tunnel>,
         reason: Option<FlowEndReason>,
     ) -> FlowRecord {
@@ -452,14 +493,17 @@ impl Entry {
             }
         });
         let tcp = self.is_tcp().then(|| {
-            let block = block.copied().unwrap_or_default();
-            let [client, server] = block.handshake();
+            let (block, events) = match block {
+                Some((block, events)) => (block, block.events(events)),
+                None => (&TcpBlock::EMPTY, TcpEvents::default()),
+            };
+            let [client, server] = events.handshake();
             TcpRecord {
                 state: self.tcp_state(),
                 server_handshake_rtt_micros: server,
                 client_handshake_rtt_micros: client,
-                forward: block.side(initiator),
-                reverse: block.side(responder),
+                forward: block.side(&events, initiator),
+                reverse: block.side(&events, responder),
             }
         });
         let reason = match reason {

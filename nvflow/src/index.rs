@@ -88,6 +88,11 @@ impl BucketIndex {
         Ok(Self { buckets })
     }
 
+    /// Takes all out.
+    pub fn clear(&mut self) {
+        self.buckets.fill(Bucket::EMPTY);
+    }
+
     #[inline(always)]
     fn home(&self, hash: u64) -> usize {
         (((hash >> 32) * self.buckets.len() as u64) >> 32) as usize

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use nvcapture::wire::{Headers, Ip, Transport, TunnelKind, protocol};
+use nvcapture::wire::{Headers, Ip, Plain, Transport, TunnelKind, protocol};
 
 use crate::Endpoint;
 
@@ -112,44 +112,82 @@ impl FlowKey {
             }
             None => 0,
         };
-        let (addresses, direction) = match headers.ip {
+        Self::between(
+            &headers.ip,
+            [source, destination],
+            (observed << 16) | (u64::from(headers.protocol) << 8) | flags,
+            extra,
+        )
+    }
+
+    /// The key of a frame with plain headers, which tells no VLANs apart, and which way the frame goes.
+    #[inline(always)]
+    pub(crate) fn of_plain(
+        plain: &Plain<'_>,
+        ports: [u16; 2],
+        observation_point: Option<u16>,
+    ) -> (Self, Direction) {
+        let observed = match observation_point {
+            Some(id) => (u64::from(id) << 16) | flag::OBSERVED,
+            None => 0,
+        };
+        let flags = flag::PRESENT | flag::PORTS;
+        Self::between(
+            &plain.ip,
+            ports,
+            observed | (u64::from(plain.protocol) << 8) | flags,
+            0,
+        )
+    }
+
+    /// Puts both ends in order; `word` and `extra` are what the key holds beside them.
+    ///
+    /// Which end is the lower one is as good as random, so no branch depends on it.
+    #[inline(always)]
+    fn between(
+        ip: &Ip<'_>,
+        [source, destination]: [u16; 2],
+        word: u64,
+        extra: u64,
+    ) -> (Self, Direction) {
+        let pick = |down: bool, yes: u64, no: u64| {
+            let mask = u64::from(down).wrapping_neg();
+            (yes & mask) | (no & !mask)
+        };
+        let (addresses, down, flags) = match ip {
             Ip::V4(ip) => {
-                let (a, b) = (u32::from(ip.source()), u32::from(ip.destination()));
-                let pair = |a: u32, b: u32| [(u64::from(a) << 32) | u64::from(b), 0, 0, 0];
-                if (a, source) <= (b, destination) {
-                    (pair(a, b), Direction::Up)
-                } else {
-                    (pair(b, a), Direction::Down)
-                }
+                let (a, b) = (
+                    u64::from(u32::from(ip.source())),
+                    u64::from(u32::from(ip.destination())),
+                );
+                let down = ((a << 16) | u64::from(source)) > ((b << 16) | u64::from(destination));
+                ([pick(down, (b << 32) | a, (a << 32) | b), 0, 0, 0], down, 0)
             }
             Ip::V6(ip) => {
-                flags |= flag::V6;
                 let (a, b) = (u128::from(ip.source()), u128::from(ip.destination()));
-                let pair =
-                    |a: u128, b: u128| [(a >> 64) as u64, a as u64, (b >> 64) as u64, b as u64];
-                if (a, source) <= (b, destination) {
-                    (pair(a, b), Direction::Up)
-                } else {
-                    (pair(b, a), Direction::Down)
-                }
+                let down = (a > b) | ((a == b) & (source > destination));
+                let [a, b] = [a, b].map(|address| [(address >> 64) as u64, address as u64]);
+                let addresses = [
+                    pick(down, b[0], a[0]),
+                    pick(down, b[1], a[1]),
+                    pick(down, a[0], b[0]),
+                    pick(down, a[1], b[1]),
+                ];
+                (addresses, down, flag::V6)
             }
         };
-        let (low, high) = match direction {
-            Direction::Up => (source, destination),
-            Direction::Down => (destination, source),
+        let (source, destination) = (u64::from(source), u64::from(destination));
+        let ports = pick(
+            down,
+            (destination << 16) | source,
+            (source << 16) | destination,
+        );
+        let key = Self {
+            addresses,
+            rest: [(ports << 32) | word | flags, extra],
         };
-        let first = (u64::from(low) << 48)
-            | (u64::from(high) << 32)
-            | (observed << 16)
-            | (u64::from(headers.protocol) << 8)
-            | flags;
-        (
-            Self {
-                addresses,
-                rest: [first, extra],
-            },
-            direction,
-        )
+        let direction = if down { Direction::Down } else { Direction::Up };
+        (key, direction)
     }
 
     /// The same, with neither ports nor what ICMP adds: what the fragments of one packet share.

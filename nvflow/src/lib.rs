@@ -32,7 +32,8 @@ pub use index::BucketIndex;
 pub use key::{Direction, FlowKey, KeyHasher};
 pub use meter::Meter;
 pub use record::{
-    Endpoint, Field, FlowEndReason, FlowRecord, Labels, Side, TcpRecord, TcpSide, Value, Vantage,
+    Columns, Endpoint, Field, FlowEndReason, FlowRecord, Labels, Side, TcpRecord, TcpSide, Value,
+    Vantage,
 };
 pub use sink::{Sink, SinkFn, sink_fn};
 pub use stats::MeterStats;

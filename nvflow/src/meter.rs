@@ -3,11 +3,11 @@
 use std::fmt;
 use std::ops::ControlFlow;
 
-use nvcapture::wire::{Ethernet, Headers, Transport, Tunnel, WireError};
+use nvcapture::wire::{Ethernet, Headers, Plain, Transport, Tunnel, WireError};
 use nvcapture::{Frame, Timestamp};
 
 use crate::clock::Clock;
-use crate::entry::{NONE, Step};
+use crate::entry::Step;
 use crate::fragments::Fragments;
 use crate::table::{Evicted, Table};
 use crate::tcp::Segment;
@@ -47,7 +47,11 @@ pub struct Meter {
     fragments: Fragments,
     hasher: KeyHasher,
     stats: MeterStats,
-    batch: Vec<Step>,
+    /// Whether plain frames need no more than their plain headers.
+    takes_plain: bool,
+    batch: Box<[Step]>,
+    /// How many frames are in the batch.
+    filled: usize,
     /// Of each frame in the batch; stays empty unless tunnels are looked into.
     tunnels: Vec<Option<Tunnel>>,
 }
@@ -77,7 +81,9 @@ impl Meter {
                 .hash_key
                 .map_or_else(KeyHasher::random, KeyHasher::new),
             stats: MeterStats::default(),
-            batch: Vec::with_capacity(BATCH),
+            takes_plain: !config.decapsulate && !config.vlan_in_key,
+            batch: vec![Step::EMPTY; BATCH].into_boxed_slice(),
+            filled: 0,
             tunnels: Vec::with_capacity(if config.decapsulate { BATCH } else { 0 }),
             config,
         })
@@ -94,7 +100,7 @@ impl Meter {
         let mut out = Out::new(sink);
         for frame in frames {
             self.take(&frame);
-            if self.batch.len() == BATCH {
+            if self.filled == BATCH {
                 self.work_off(&mut out);
             }
         }
@@ -117,14 +123,25 @@ impl Meter {
     /// Makes the records of all connections. The table is empty then, unless the sink wanted no more: those it was not shown stay.
     pub fn finish<S: Sink>(&mut self, sink: &mut S) -> Result<ControlFlow<()>, S::Error> {
         let mut out = Out::new(sink);
+        let mut shown = 0;
         for slot in 0..self.table.slots_used() {
             if self.table.entry(slot).is_free() {
                 continue;
             }
-            self.close(slot, FlowEndReason::ForcedEnd, &mut out);
+            out.record(&self.table.record(slot, Some(FlowEndReason::ForcedEnd)));
+            shown = slot + 1;
             if out.is_done() {
                 break;
             }
+        }
+        if out.is_done() {
+            for slot in 0..shown {
+                if !self.table.entry(slot).is_free() {
+                    self.table.close(slot, self.table.hash_of(slot));
+                }
+            }
+        } else {
+            self.table.clear();
         }
         out.finish(&mut self.stats)
     }
@@ -153,7 +170,14 @@ impl Meter {
         self.stats.frames += 1;
         let micros = frame.timestamp().as_micros();
         let now = self.clock.advance(micros);
-        let headers = match Headers::parse(frame) {
+        if self.takes_plain
+            && let Some(plain) = Plain::of(frame)
+        {
+            return self.step_plain(frame, &plain, micros, now);
+        }
+        // By reference: headers that are moved are read back wider than they were written, which stalls.
+        let parsed = Headers::parse(frame);
+        let headers = match &parsed {
             Ok(headers) => headers,
             Err(WireError::NotIp { .. }) => {
                 self.stats.not_ip += 1;
@@ -165,35 +189,72 @@ impl Meter {
             }
         };
         if self.config.decapsulate {
-            let headers = self.decapsulate(headers);
-            self.step(frame, &headers, micros, now);
+            self.step_decapsulated(frame, headers, micros, now);
         } else {
-            self.step(frame, &headers, micros, now);
+            self.step(frame, headers, micros, now);
         }
     }
 
     #[cold]
-    fn decapsulate<'f>(&mut self, outer: Headers<'f>) -> Headers<'f> {
-        let headers = match outer.decapsulate() {
-            Some(inner) => {
-                self.stats.decapsulated += 1;
-                inner
-            }
-            None => outer,
-        };
+    fn step_decapsulated(&mut self, frame: &Frame<'_>, outer: &Headers<'_>, micros: u64, now: u64) {
+        let inner = outer.decapsulate();
+        self.stats.decapsulated += u64::from(inner.is_some());
+        let headers = inner.as_ref().unwrap_or(outer);
         self.tunnels.push(headers.tunnel);
-        headers
+        self.step(frame, headers, micros, now);
+    }
+
+    /// As [`step`](Self::step), for the frames that nearly all traffic is made of.
+    #[inline(always)]
+    fn step_plain(&mut self, frame: &Frame<'_>, plain: &Plain<'_>, micros: u64, now: u64) {
+        let (observation_point, sender_inside) = self.observation(|| Some(plain.ethernet));
+        let (ports, segment) = match plain.transport {
+            Transport::Tcp(tcp) => (
+                [tcp.source_port(), tcp.destination_port()],
+                Some(Segment::of(tcp)),
+            ),
+            Transport::Udp(udp) => ([udp.source_port(), udp.destination_port()], None),
+            _ => return,
+        };
+        let (key, direction) = FlowKey::of_plain(plain, ports, observation_point);
+        let has_segment = segment.is_some();
+        let segment = segment.unwrap_or_default();
+        let Some(step) = self.batch.get_mut(self.filled) else {
+            return;
+        };
+        self.filled += 1;
+        step.hash = self.table.hash(&key);
+        step.key = key;
+        step.micros = micros;
+        step.now = now;
+        step.ip_octets = plain.ip_octets;
+        step.frame_octets = frame_octets(frame);
+        step.payload_octets = plain.payload_octets;
+        step.segment = segment;
+        step.has_segment = has_segment;
+        step.direction = direction;
+        step.ttl = plain.ip.time_to_live();
+        step.dscp = plain.ip.dscp();
+        step.is_answer = has_segment && segment.answers();
+        step.sender_inside = sender_inside;
+    }
+
+    /// The observation point of a frame, and whether its sender is inside.
+    #[inline(always)]
+    fn observation<'f>(
+        &self,
+        ethernet: impl FnOnce() -> Option<Ethernet<'f>>,
+    ) -> (Option<u16>, Option<bool>) {
+        match self.config.observation {
+            Observation::None => (None, None),
+            Observation::Fixed(id) => (Some(id), None),
+            Observation::Marker => ethernet().map_or((None, None), |ethernet| marker(&ethernet)),
+        }
     }
 
     #[inline(always)]
     fn step(&mut self, frame: &Frame<'_>, headers: &Headers<'_>, micros: u64, now: u64) {
-        let (observation_point, sender_inside) = match self.config.observation {
-            Observation::None => (None, None),
-            Observation::Fixed(id) => (Some(id), None),
-            Observation::Marker => headers
-                .ethernet
-                .map_or((None, None), |ethernet| marker(&ethernet)),
-        };
+        let (observation_point, sender_inside) = self.observation(|| headers.ethernet);
         let (mut key, mut direction) =
             FlowKey::of(headers, observation_point, self.config.vlan_in_key);
         if let Some(fragment) = headers.fragment {
@@ -213,12 +274,7 @@ impl Meter {
         let mut payload_octets = 0;
         let is_answer = match headers.transport {
             Transport::Tcp(tcp) => {
-                segment = Segment {
-                    sequence: tcp.sequence(),
-                    acknowledgment: tcp.acknowledgment(),
-                    window: tcp.window(),
-                    control: tcp.control_bits(),
-                };
+                segment = Segment::of(tcp);
                 has_segment = true;
                 payload_octets = headers.payload_octets;
                 segment.answers()
@@ -235,50 +291,50 @@ impl Meter {
                 false
             }
         };
-        let hash = self.table.hash(&key);
-        self.batch.push(Step {
-            key,
-            hash,
-            micros,
-            now,
-            ip_octets: headers.ip_octets,
-            // On the wire the tag that a ring tells beside the octets was among them.
-            frame_octets: frame.wire_len() + 4 * u32::from(frame.meta().vlan.is_some()),
-            payload_octets,
-            candidate: NONE,
-            segment,
-            has_segment,
-            direction,
-            ttl: headers.ip.time_to_live(),
-            dscp: headers.ip.dscp(),
-            is_answer,
-            sender_inside,
-        });
+        // Field by field: a whole one would be made elsewhere and copied, wider than it was written, which stalls.
+        let Some(step) = self.batch.get_mut(self.filled) else {
+            return;
+        };
+        self.filled += 1;
+        step.hash = self.table.hash(&key);
+        step.key = key;
+        step.micros = micros;
+        step.now = now;
+        step.ip_octets = headers.ip_octets;
+        step.frame_octets = frame_octets(frame);
+        step.payload_octets = payload_octets;
+        step.segment = segment;
+        step.has_segment = has_segment;
+        step.direction = direction;
+        step.ttl = headers.ip.time_to_live();
+        step.dscp = headers.ip.dscp();
+        step.is_answer = is_answer;
+        step.sender_inside = sender_inside;
     }
 
     /// Counts the frames of the batch to their connections.
     fn work_off<S: Sink>(&mut self, out: &mut Out<'_, S>) {
-        let mut batch = std::mem::take(&mut self.batch);
+        let mut all = std::mem::take(&mut self.batch);
+        let batch = &mut all[..std::mem::take(&mut self.filled)];
         // One short loop for each load: the shorter, the more of them are under way at once.
         let mut loaded = 0;
-        for step in &batch {
+        for step in &*batch {
             loaded ^= self.table.touch_index(step.hash);
         }
-        for step in &mut batch {
+        for step in &mut *batch {
             step.candidate = self.table.candidate(step.hash);
         }
-        for step in &batch {
+        for step in &*batch {
             loaded ^= self.table.touch_entry(step.candidate);
         }
-        for step in &batch {
+        for step in &*batch {
             loaded ^= self.table.touch_more(step.candidate);
         }
         std::hint::black_box(loaded);
         for (place, step) in batch.iter().enumerate() {
             self.meter(step, place, out);
         }
-        batch.clear();
-        self.batch = batch;
+        self.batch = all;
         self.tunnels.clear();
     }
 
@@ -356,9 +412,19 @@ impl Meter {
     }
 
     fn close<S: Sink>(&mut self, slot: u32, reason: FlowEndReason, out: &mut Out<'_, S>) {
+        // The index needs a line from anywhere: asked for before the record is made, it has come after.
+        let hash = self.table.hash_of(slot);
+        let line = self.table.touch_index(hash);
         out.record(&self.table.record(slot, Some(reason)));
-        self.table.close(slot);
+        std::hint::black_box(line);
+        self.table.close(slot, hash);
     }
+}
+
+/// Octets of a frame on the wire, where a tag that a ring tells beside the octets was among them.
+#[inline(always)]
+fn frame_octets(frame: &Frame<'_>) -> u32 {
+    frame.wire_len() + 4 * u32::from(frame.meta().vlan.is_some())
 }
 
 /// The observation point in a frame's addresses, and whether the sender is inside.

@@ -182,6 +182,21 @@ pub enum Value<'r> {
     },
 }
 
+/// Takes the fields of a record one after the other: any closure with the same arguments does.
+///
+/// A type whose method is `#[inline(always)]` becomes straight code in which nothing is left to choose: what a writer of many records wants.
+pub trait Columns<'r> {
+    /// Takes `field`; `None` when it has no meaning for this record.
+    fn column(&mut self, field: Field, value: Option<Value<'r>>);
+}
+
+impl<'r, F: FnMut(Field, Option<Value<'r>>)> Columns<'r> for F {
+    #[inline]
+    fn column(&mut self, field: Field, value: Option<Value<'r>>) {
+        self(field, value);
+    }
+}
+
 macro_rules! fields {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $element:expr;)*) => {
         /// A field of a record, in the order in which records are written.
@@ -203,6 +218,14 @@ macro_rules! fields {
             /// The number of its IPFIX element; the element of the same field of the other direction for `reverse` ones (RFC 5103).
             pub const fn element(self) -> Option<u16> {
                 match self { $(Self::$variant => $element,)* }
+            }
+        }
+
+        impl FlowRecord {
+            /// Shows `columns` every field, in the order in which records are written.
+            #[inline]
+            pub fn columns<'r>(&'r self, columns: &mut impl Columns<'r>) {
+                $(columns.column(Field::$variant, self.value_of(Field::$variant));)*
             }
         }
     };
@@ -269,16 +292,23 @@ fields! {
 
 impl FlowRecord {
     /// Calls `visit` with every field that has a meaning for this record, in the order in which records are written.
+    #[inline]
     pub fn fields<'r>(&'r self, mut visit: impl FnMut(Field, Value<'r>)) {
-        for &field in Field::ALL {
-            if let Some(value) = self.value(field) {
+        self.columns(&mut |field, value| {
+            if let Some(value) = value {
                 visit(field, value);
             }
-        }
+        });
     }
 
     /// The value of `field`; `None` when it has no meaning for this record.
     pub fn value(&self, field: Field) -> Option<Value<'_>> {
+        self.value_of(field)
+    }
+
+    /// As [`value`](Self::value), in the place of the call, where the field is known and nothing is left to choose.
+    #[inline(always)]
+    fn value_of(&self, field: Field) -> Option<Value<'_>> {
         let number = |number: u64| Some(Value::Unsigned(number));
         let v4 = |address: IpAddr| address.is_ipv4().then_some(Value::Address(address));
         let v6 = |address: IpAddr| address.is_ipv6().then_some(Value::Address(address));

@@ -7,7 +7,7 @@ use nvcapture::wire::Tunnel;
 use crate::clock::Clock;
 use crate::entry::{Class, Entry, NONE, Step};
 use crate::index::BucketIndex;
-use crate::tcp::TcpBlock;
+use crate::tcp::{TcpBlock, TcpEvents};
 use crate::wheel::{BUCKET_SHIFT, Wheel};
 use crate::{Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig};
 
@@ -47,6 +47,11 @@ impl<T> Pool<T> {
         }
     }
 
+    fn clear(&mut self) {
+        self.items.clear();
+        self.free = NONE;
+    }
+
     /// Takes `slot` back; `link` makes the item that holds the link.
     fn give(&mut self, slot: u32, link: impl FnOnce(u32) -> T) {
         self.items[slot as usize] = link(self.free);
@@ -68,6 +73,8 @@ pub(crate) struct Table {
     entries: Pool<Entry>,
     addresses: Pool<[u64; 4]>,
     blocks: Pool<TcpBlock>,
+    /// Beside the blocks: one has the slot of the other.
+    events: Vec<TcpEvents>,
     tunnels: HashMap<u32, Tunnel>,
     index: BucketIndex,
     hasher: KeyHasher,
@@ -102,10 +109,14 @@ impl Table {
             source,
         };
         let timeouts = &config.timeouts;
+        let followed = if config.tcp_metrics { capacity } else { 0 };
+        let mut events = Vec::new();
+        events.try_reserve_exact(followed).map_err(memory)?;
         Ok(Self {
             entries: Pool::new(capacity).map_err(memory)?,
             addresses: Pool::new(capacity).map_err(memory)?,
-            blocks: Pool::new(if config.tcp_metrics { capacity } else { 0 }).map_err(memory)?,
+            blocks: Pool::new(followed).map_err(memory)?,
+            events,
             tunnels: HashMap::new(),
             index: BucketIndex::new(capacity).map_err(memory)?,
             hasher: config
@@ -260,18 +271,31 @@ impl Table {
     pub(crate) fn count(&mut self, slot: u32, step: &Step) {
         let entry = &mut self.entries.items[slot as usize];
         if step.has_segment {
-            let before = entry.class();
+            let before = entry.state;
             if entry.tcp == NONE && self.tcp_metrics && entry.packets() > 0 {
-                entry.tcp = self.blocks.take(TcpBlock::default(), TcpBlock::next_free);
+                entry.tcp = self.blocks.take(TcpBlock::EMPTY, TcpBlock::next_free);
+                if entry.tcp as usize == self.events.len() {
+                    self.events.push(TcpEvents::default());
+                }
             }
-            crate::tcp::follow(entry, self.blocks.items.get_mut(entry.tcp as usize), step);
-            let after = entry.class();
+            let block = self.blocks.items.get_mut(entry.tcp as usize);
+            let events = self.events.get_mut(entry.tcp as usize);
+            crate::tcp::follow(entry, block.zip(events), step);
             entry.count(step);
-            if before != after && self.timeouts[after as usize] < self.timeouts[before as usize] {
-                self.rearm(slot, step.now);
+            if entry.state != before {
+                self.follow_state(slot, before, step.now);
             }
         } else {
             entry.count(step);
+        }
+    }
+
+    /// Puts the timer of `slot` where it belongs, if its TCP state, which was `before`, makes it run out sooner now.
+    fn follow_state(&mut self, slot: u32, before: u8, now: u64) {
+        let entry = self.entry(slot);
+        let (before, after) = (entry.class_in(before), entry.class());
+        if self.timeouts[after as usize] < self.timeouts[before as usize] {
+            self.rearm(slot, now);
         }
     }
 
@@ -304,6 +328,7 @@ impl Table {
         let entry = self.entry(slot);
         let addresses = self.key_of(entry).addresses;
         let block = self.blocks.items.get(entry.tcp as usize);
+        let block = block.zip(self.events.get(entry.tcp as usize));
         let tunnel = if self.tunnels.is_empty() {
             None
         } else {
@@ -328,29 +353,49 @@ impl Table {
     pub(crate) fn begin_anew(&mut self, slot: u32, micros: u64) {
         let entry = &mut self.entries.items[slot as usize];
         entry.begin_anew(micros);
-        if let Some(block) = self.blocks.items.get_mut(entry.tcp as usize) {
-            block.begin_anew();
+        let block = self.blocks.items.get_mut(entry.tcp as usize);
+        if let Some((block, events)) = block.zip(self.events.get_mut(entry.tcp as usize)) {
+            block.begin_anew(events);
         }
     }
 
-    /// Takes the connection in `slot` out.
-    pub(crate) fn close(&mut self, slot: u32) {
-        let entry = *self.entry(slot);
-        let hash = self.hash(&self.key_of(&entry));
+    /// The hash that the connection in `slot` is found by.
+    #[inline]
+    pub(crate) fn hash_of(&self, slot: u32) -> u64 {
+        self.hash(&self.key_of(self.entry(slot)))
+    }
+
+    /// Takes the connection in `slot` out, which has this `hash`.
+    pub(crate) fn close(&mut self, slot: u32, hash: u64) {
+        let Entry { addresses, tcp, .. } = *self.entry(slot);
+        let is_ipv6 = self.entry(slot).is_ipv6();
         self.index.remove(hash, slot);
         self.unlink(slot);
-        if entry.is_ipv6() {
+        if is_ipv6 {
             self.addresses
-                .give(entry.addresses as u32, |next| [next.into(), 0, 0, 0]);
+                .give(addresses as u32, |next| [next.into(), 0, 0, 0]);
         }
-        if entry.tcp != NONE {
-            self.blocks.give(entry.tcp, TcpBlock::free);
+        if tcp != NONE {
+            self.blocks.give(tcp, TcpBlock::free);
         }
         if !self.tunnels.is_empty() {
             self.tunnels.remove(&slot);
         }
         self.entries.give(slot, Entry::free);
         self.len -= 1;
+    }
+
+    /// Takes all connections out.
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
+        self.addresses.clear();
+        self.blocks.clear();
+        self.events.clear();
+        self.tunnels.clear();
+        self.index.clear();
+        self.expendable.clear();
+        self.kept.clear();
+        self.len = 0;
     }
 
     /// Whether the wheels have to be looked at.

@@ -1,6 +1,6 @@
 //! TCP as an onlooker sees it.
 
-use nvcapture::wire::control;
+use nvcapture::wire::{Tcp, control};
 
 use crate::TcpSide;
 use crate::entry::{Entry, Step, state};
@@ -61,18 +61,20 @@ struct Small([u8; 3]);
 impl Small {
     const MOST: u32 = (1 << 24) - 1;
 
+    #[inline(always)]
     const fn value(self) -> u32 {
         let [a, b, c] = self.0;
         u32::from_le_bytes([a, b, c, 0])
     }
 
-    fn set(&mut self, value: u32) {
+    #[inline(always)]
+    fn new(value: u32) -> Self {
         let [a, b, c, _] = value.min(Self::MOST).to_le_bytes();
-        self.0 = [a, b, c];
+        Self([a, b, c])
     }
 
     fn increment(&mut self) {
-        self.set(self.value() + 1);
+        *self = Self::new(self.value() + 1);
     }
 
     /// The value, one less, of which 0 stands for none.
@@ -80,50 +82,89 @@ impl Small {
         self.value().checked_sub(1)
     }
 
-    fn set_time(&mut self, micros: u32) {
-        self.set(micros.saturating_add(1));
+    #[inline(always)]
+    fn of_time(micros: u32) -> Self {
+        Self::new(micros.saturating_add(1))
+    }
+
+    /// The smoothed time after another `sample`: RFC 6298, section 2.3, alpha being 1/8.
+    #[inline(always)]
+    fn smoothed(self, sample: u32) -> Self {
+        let before = self.value();
+        let difference = i64::from(sample) + 1 - i64::from(before);
+        let next = i64::from(before) + difference / 8;
+        // None before: the sample itself. A sum of positive numbers, so positive.
+        Self::new(pick(before == 0, sample.saturating_add(1), next as u32))
     }
 }
 
-/// What [`TcpBlock::waits`] is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-enum Wait {
-    #[default]
-    Nothing,
-    /// For the acknowledgment of the octet before the number.
-    Acknowledgment,
-    /// For the octets from the number on, which were overtaken or lost.
-    Gap,
+/// `yes` if `condition` holds, else `no`; both are there already, so there is nothing to guess wrong.
+///
+/// Whether a segment carries octets, or acknowledges what is waited for, is as good as random: a branch would be mispredicted every other
+/// frame, which costs as much as a walk through its headers.
+#[inline(always)]
+const fn pick(condition: bool, yes: u32, no: u32) -> u32 {
+    let mask = (condition as u32).wrapping_neg();
+    (yes & mask) | (no & !mask)
 }
 
-/// What TCP tells beside its state, per direction.
-///
-/// 56 octets: times and counts are kept in 24 bits, so they stop at 16.7 s and 16.7 million.
-#[derive(Clone, Copy, Debug, Default)]
+/// What [`TcpBlock`] waits for, per direction.
+mod wait {
+    pub(super) const NOTHING: u8 = 0;
+    /// For the acknowledgment of the octet before the number.
+    pub(super) const ACKNOWLEDGMENT: u8 = 1;
+    /// For the octets from the number on, which were overtaken or lost.
+    pub(super) const GAP: u8 = 2;
+    /// The bits of the above.
+    pub(super) const ALL: u8 = 3;
+    /// Of the first direction alone: there are [`TcpEvents`](super::TcpEvents).
+    pub(super) const EVENTS: u8 = 1 << 7;
+}
+
+/// What TCP tells beside its state and any segment may change, per direction: half a cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
 pub(crate) struct TcpBlock {
     /// The sequence number that is waited for.
     number: [u32; 2],
     /// Since when. Unit: microseconds, low 32 bits.
     since: [u32; 2],
     window: [u16; 2],
-    waits: [Wait; 2],
+    zero_windows: [u16; 2],
+    smoothed: [Small; 2],
+    /// See [`wait`].
+    waits: [u8; 2],
+}
+
+const _: () = assert!(size_of::<TcpBlock>() == 32);
+
+/// What few segments change: it lies elsewhere, so that the others need not wait for it.
+///
+/// Times and counts are kept in 24 bits, so they stop at 16.7 s and 16.7 million.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TcpEvents {
     /// Round trips of the handshake: to the client, to the server.
     handshake: [Small; 2],
-    smoothed: [Small; 2],
     retransmitted: [Small; 2],
     out_of_order: [Small; 2],
     duplicate_acks: [Small; 2],
-    /// 16 bits, to keep the block at 56 octets.
-    zero_windows: [u16; 2],
 }
 
-const _: () = assert!(size_of::<TcpBlock>() <= 56);
+const _: () = assert!(size_of::<TcpEvents>() == 24);
 
 /// Overtaken rather than lost, when a gap is filled so soon. Unit: microseconds.
 const REORDERING: u32 = 3_000;
 
 impl TcpBlock {
+    pub(crate) const EMPTY: Self = Self {
+        number: [0; 2],
+        since: [0; 2],
+        window: [0; 2],
+        zero_windows: [0; 2],
+        smoothed: [Small([0; 3]); 2],
+        waits: [wait::NOTHING; 2],
+    };
+
     pub(crate) const fn free(next: u32) -> Self {
         Self {
             number: [next, 0],
@@ -131,63 +172,156 @@ impl TcpBlock {
         }
     }
 
-    const EMPTY: Self = Self {
-        number: [0; 2],
-        since: [0; 2],
-        window: [0; 2],
-        waits: [Wait::Nothing; 2],
-        handshake: [Small([0; 3]); 2],
-        smoothed: [Small([0; 3]); 2],
-        retransmitted: [Small([0; 3]); 2],
-        out_of_order: [Small([0; 3]); 2],
-        duplicate_acks: [Small([0; 3]); 2],
-        zero_windows: [0; 2],
-    };
-
     /// Of a free block the next one.
     pub(crate) const fn next_free(&self) -> u32 {
         self.number[0]
     }
 
-    /// Something to load, so that the block is in the cache: of both its ends, as they may be in two lines.
+    /// Something to load, so that the block is in the cache.
     #[inline(always)]
     pub(crate) const fn touch(&self) -> u32 {
-        self.number[0] ^ self.zero_windows[1] as u32
+        self.number[0]
     }
 
-    pub(crate) const fn handshake(&self) -> [Option<u32>; 2] {
-        let [client, server] = self.handshake;
-        [client.time(), server.time()]
+    #[inline(always)]
+    const fn waits_for(&self, side: usize) -> u8 {
+        self.waits[side] & wait::ALL
     }
 
-    pub(crate) fn side(&self, side: usize) -> TcpSide {
+    #[inline(always)]
+    fn wait_for(&mut self, side: usize, what: u8) {
+        self.waits[side] = (self.waits[side] & !wait::ALL) | what;
+    }
+
+    /// The events, as they are; none yet when they were not written since the block was taken.
+    pub(crate) fn events(&self, events: &TcpEvents) -> TcpEvents {
+        if self.waits[0] & wait::EVENTS == 0 {
+            TcpEvents::default()
+        } else {
+            *events
+        }
+    }
+
+    /// The events, to be written.
+    #[cold]
+    fn happens<'e>(&mut self, events: &'e mut TcpEvents) -> &'e mut TcpEvents {
+        if self.waits[0] & wait::EVENTS == 0 {
+            *events = TcpEvents::default();
+            self.waits[0] |= wait::EVENTS;
+        }
+        events
+    }
+
+    pub(crate) fn side(&self, events: &TcpEvents, side: usize) -> TcpSide {
         TcpSide {
             smoothed_rtt_micros: self.smoothed[side].time(),
-            retransmitted_segments: self.retransmitted[side].value(),
-            out_of_order_segments: self.out_of_order[side].value(),
-            duplicate_acks: self.duplicate_acks[side].value(),
+            retransmitted_segments: events.retransmitted[side].value(),
+            out_of_order_segments: events.out_of_order[side].value(),
+            duplicate_acks: events.duplicate_acks[side].value(),
             zero_windows: self.zero_windows[side].into(),
         }
     }
 
     /// Begins the next record: counts start again.
-    pub(crate) fn begin_anew(&mut self) {
-        self.retransmitted = Default::default();
-        self.out_of_order = Default::default();
-        self.duplicate_acks = Default::default();
+    pub(crate) fn begin_anew(&mut self, events: &mut TcpEvents) {
+        *events = TcpEvents {
+            handshake: self.events(events).handshake,
+            ..TcpEvents::default()
+        };
+        self.waits[0] |= wait::EVENTS;
         self.zero_windows = Default::default();
     }
 
-    fn smooth(&mut self, side: usize, sample: u32) {
-        let smoothed = &mut self.smoothed[side];
-        match smoothed.time() {
-            // RFC 6298, section 2.3: alpha is 1/8.
-            Some(before) => {
-                let difference = i64::from(sample) - i64::from(before);
-                smoothed.set_time((i64::from(before) + difference / 8).try_into().unwrap_or(0));
+    /// Follows what `side` sent: `octets` up to `end`, of which the first is `skipped` behind the one expected; `known` says whether any
+    /// was.
+    #[inline(always)]
+    fn sent(&mut self, side: usize, octets: u32, end: u32, skipped: i32, known: bool, time: u32) {
+        let waits = self.waits_for(side);
+        let starts = (octets > 0) & (skipped == 0) & ((waits == wait::NOTHING) | !known);
+        self.number[side] = pick(starts, end, self.number[side]);
+        self.since[side] = pick(starts, time, self.since[side]);
+        self.wait_for(
+            side,
+            pick(starts, wait::ACKNOWLEDGMENT.into(), waits.into()) as u8,
+        );
+    }
+
+    /// Follows octets of `side` that are not the next ones: `expected` is the number of those.
+    #[cold]
+    fn sent_out_of_line(
+        &mut self,
+        events: &mut TcpEvents,
+        step: &Step,
+        side: usize,
+        expected: u32,
+        end: u32,
+    ) {
+        let segment = &step.segment;
+        let time = step.micros as u32;
+        let skipped = distance(segment.sequence, expected);
+        if distance(end, expected) > 0 {
+            if skipped > 0 {
+                self.number[side] = expected;
+                self.since[side] = time;
+                self.wait_for(side, wait::GAP);
+            } else {
+                self.happens(events).retransmitted[side].increment();
+                self.wait_for(side, wait::NOTHING);
             }
-            None => smoothed.set_time(sample),
+            return;
         }
+        // A keep-alive sends the last octet again, or none, on purpose.
+        if step.payload_octets <= 1
+            && !segment.is_syn()
+            && !segment.has(control::FIN)
+            && skipped == -1
+        {
+            return;
+        }
+        let fills =
+            self.waits_for(side) == wait::GAP && distance(segment.sequence, self.number[side]) >= 0;
+        if fills && time.wrapping_sub(self.since[side]) < REORDERING {
+            self.happens(events).out_of_order[side].increment();
+            if segment.sequence == self.number[side] {
+                self.number[side] = end;
+            }
+        } else {
+            self.happens(events).retransmitted[side].increment();
+            self.wait_for(side, wait::NOTHING);
+        }
+    }
+
+    /// Follows an acknowledgment of what `other` sent; gives the time that it took to come, if it was waited for.
+    #[inline(always)]
+    fn acknowledged(
+        &mut self,
+        other: usize,
+        acknowledgment: u32,
+        time: u32,
+        is_smoothed: bool,
+    ) -> Option<u32> {
+        let waits = self.waits_for(other);
+        let comes =
+            (waits == wait::ACKNOWLEDGMENT) & (distance(acknowledgment, self.number[other]) >= 0);
+        let sample = time.wrapping_sub(self.since[other]);
+        self.wait_for(other, pick(comes, wait::NOTHING.into(), waits.into()) as u8);
+        // Frames may be a little out of order: a time below zero is none.
+        let counts = comes & (sample < 1 << 31);
+        let before = self.smoothed[other];
+        let after = pick(
+            counts & is_smoothed,
+            before.smoothed(sample).value(),
+            before.value(),
+        );
+        self.smoothed[other] = Small::new(after);
+        (counts & !is_smoothed).then_some(sample)
+    }
+}
+
+impl TcpEvents {
+    pub(crate) const fn handshake(&self) -> [Option<u32>; 2] {
+        let [client, server] = self.handshake;
+        [client.time(), server.time()]
     }
 }
 
@@ -201,6 +335,16 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
+    #[inline(always)]
+    pub(crate) const fn of(tcp: Tcp<'_>) -> Self {
+        Self {
+            sequence: tcp.sequence(),
+            acknowledgment: tcp.acknowledgment(),
+            window: tcp.window(),
+            control: tcp.control_bits(),
+        }
+    }
+
     #[inline(always)]
     const fn has(&self, bits: u16) -> bool {
         self.control & bits != 0
@@ -258,7 +402,11 @@ pub(crate) fn replaces(entry: &Entry, step: &Step) -> bool {
 
 /// Follows the connection in `entry` through the segment of `step`, which is not yet counted.
 #[inline]
-pub(crate) fn follow(entry: &mut Entry, block: Option<&mut TcpBlock>, step: &Step) {
+pub(crate) fn follow(
+    entry: &mut Entry,
+    block: Option<(&mut TcpBlock, &mut TcpEvents)>,
+    step: &Step,
+) {
     let segment = &step.segment;
     let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
     let (syn, fin, rst, ack) = (
@@ -271,9 +419,6 @@ pub(crate) fn follow(entry: &mut Entry, block: Option<&mut TcpBlock>, step: &Ste
     let other_known = entry.control[other] != 0;
     let had_ack = entry.control[side] & control::ACK as u8 != 0;
     let time = step.micros as u32;
-    let mut scratch = TcpBlock::EMPTY;
-    let has_block = block.is_some();
-    let block = block.unwrap_or(&mut scratch);
 
     if rst {
         if is_plausible_reset(entry, step) {
@@ -292,101 +437,67 @@ pub(crate) fn follow(entry: &mut Entry, block: Option<&mut TcpBlock>, step: &Ste
         // Frames of the other side were seen before this: now it is sure who began.
         entry.set_initiator(side);
     }
-    if !known {
-        entry.sequence[side] = end;
-        if octets > 0 {
-            block.number[side] = end;
-            block.since[side] = time;
-            block.waits[side] = Wait::Acknowledgment;
-        }
-    } else {
-        let expected = entry.sequence[side];
-        let ahead = distance(end, expected);
-        let skipped = distance(segment.sequence, expected);
-        if ahead > 0 {
-            entry.sequence[side] = end;
-        }
-        if has_block && octets > 0 {
-            if ahead > 0 {
-                if skipped > 0 {
-                    block.number[side] = expected;
-                    block.since[side] = time;
-                    block.waits[side] = Wait::Gap;
-                } else if skipped < 0 {
-                    block.retransmitted[side].increment();
-                    block.waits[side] = Wait::Nothing;
-                } else if block.waits[side] == Wait::Nothing {
-                    block.number[side] = end;
-                    block.since[side] = time;
-                    block.waits[side] = Wait::Acknowledgment;
-                }
-            } else {
-                // A keep-alive sends the last octet again, or none, on purpose.
-                let keeps_alive = step.payload_octets <= 1 && !syn && !fin && skipped == -1;
-                let fills = block.waits[side] == Wait::Gap
-                    && distance(segment.sequence, block.number[side]) >= 0;
-                if keeps_alive {
-                } else if fills && time.wrapping_sub(block.since[side]) < REORDERING {
-                    block.out_of_order[side].increment();
-                    if segment.sequence == block.number[side] {
-                        block.number[side] = end;
-                    }
-                } else {
-                    block.retransmitted[side].increment();
-                    block.waits[side] = Wait::Nothing;
-                }
-            }
-        }
-    }
+    // The first segment of a side is the one expected.
+    let expected = pick(known, entry.sequence[side], segment.sequence);
+    entry.sequence[side] = pick(distance(end, expected) > 0, end, expected);
+    let progress = pick(
+        had_ack,
+        acknowledgment_progress(entry, side, segment) as u32,
+        1,
+    ) as i32;
 
-    if ack {
-        let acknowledgment = segment.acknowledgment;
-        let progress = if had_ack {
-            distance(acknowledgment, entry.acknowledged[side])
-        } else {
-            1
-        };
-        if has_block && other_known {
-            if progress == 0
-                && octets == 0
-                && segment.window == block.window[side]
-                && distance(entry.sequence[other], acknowledgment) > 0
+    if let Some((block, events)) = block {
+        let skipped = distance(segment.sequence, expected);
+        block.sent(side, octets, end, skipped, known, time);
+        if (octets > 0) & (skipped != 0) {
+            block.sent_out_of_line(events, step, side, expected, end);
+        }
+        if ack && other_known {
+            let acknowledgment = segment.acknowledgment;
+            if (progress == 0)
+                & (octets == 0)
+                & (segment.window == block.window[side])
+                & (distance(entry.sequence[other], acknowledgment) > 0)
             {
-                block.duplicate_acks[side].increment();
+                block.happens(events).duplicate_acks[side].increment();
             }
+            let is_established = entry.has(state::ESTABLISHED);
             if syn
-                && !entry.has(state::ESTABLISHED)
+                && !is_established
                 && entry.initiator() == other
                 && entry.packets_of(other) == 1
                 && acknowledgment == entry.sequence[other]
             {
                 let rtt = entry.since_start(step.micros).min(u32::MAX.into()) as u32;
-                block.handshake[1].set_time(rtt);
+                block.happens(events).handshake[1] = Small::of_time(rtt);
             }
-            if block.waits[other] == Wait::Acknowledgment
-                && distance(acknowledgment, block.number[other]) >= 0
+            let took = block.acknowledged(other, acknowledgment, time, is_established);
+            if let Some(took) = took
+                && entry.initiator() == side
+                && !syn
             {
-                let sample = time.wrapping_sub(block.since[other]);
-                block.waits[other] = Wait::Nothing;
-                // Frames may be a little out of order: a time below zero is none.
-                if sample < 1 << 31 {
-                    if entry.has(state::ESTABLISHED) {
-                        block.smooth(other, sample);
-                    } else if entry.initiator() == side && !syn {
-                        block.handshake[0].set_time(sample);
-                    }
-                }
+                block.happens(events).handshake[0] = Small::of_time(took);
             }
         }
-        if progress > 0 {
-            entry.acknowledged[side] = acknowledgment;
+        block.window[side] = segment.window;
+        if segment.window == 0 && !syn && !fin {
+            block.zero_windows[side] = block.zero_windows[side].saturating_add(1);
         }
-        if entry.has(state::FIN << other) && distance(acknowledgment, entry.sequence[other]) >= 0 {
+    }
+
+    if ack {
+        entry.acknowledged[side] = pick(
+            progress > 0,
+            segment.acknowledgment,
+            entry.acknowledged[side],
+        );
+        if entry.has(state::FIN << other)
+            && distance(segment.acknowledgment, entry.sequence[other]) >= 0
+        {
             entry.state |= state::FIN_ACKED << other;
         }
-        if !syn && (entry.initiator() == side || step.payload_octets > 0) {
-            entry.state |= state::ESTABLISHED;
-        }
+        let establishes = !syn & ((entry.initiator() == side) | (step.payload_octets > 0));
+        entry.state |= u8::from(establishes) * state::ESTABLISHED;
     }
     if fin {
         if side == 1 && !entry.has(state::FIN) {
@@ -398,13 +509,13 @@ pub(crate) fn follow(entry: &mut Entry, block: Option<&mut TcpBlock>, step: &Ste
             entry.state |= state::FIN_ACKED << side;
         }
     }
-    if has_block {
-        block.window[side] = segment.window;
-        if segment.window == 0 && !syn && !fin {
-            block.zero_windows[side] = block.zero_windows[side].saturating_add(1);
-        }
-    }
     entry.add_control(side, segment.control);
+}
+
+/// How far the acknowledgment of `side`'s segment is ahead of the highest one before.
+#[inline(always)]
+const fn acknowledgment_progress(entry: &Entry, side: usize, segment: &Segment) -> i32 {
+    distance(segment.acknowledgment, entry.acknowledged[side])
 }
 
 /// Whether a RST can be one of this connection: where its receiver waits for octets, or acknowledging what its receiver sent. Others cannot

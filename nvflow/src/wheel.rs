@@ -33,6 +33,12 @@ impl Wheel {
         }
     }
 
+    /// Stops all timers.
+    pub(crate) fn clear(&mut self) {
+        self.ends.fill([NONE; 2]);
+        self.occupied = [0; WORDS];
+    }
+
     /// Starts the timer of `slot` to run out at the tick `deadline`, in the bucket `at` or one behind it, but never so far that it would
     /// come round to the bucket before `at`.
     pub(crate) fn link(&mut self, entries: &mut [Entry], slot: u32, deadline: u64, at: u64) {

@@ -127,15 +127,17 @@ fn fields_have_the_names_and_the_order_of_the_design() {
         "flowStartMicroseconds flowEndMicroseconds sourceIPv4Address destinationIPv4Address sourceTransportPort \
          destinationTransportPort protocolIdentifier packetDeltaCount reversePacketDeltaCount octetDeltaCount \
          reverseOctetDeltaCount layer2OctetDeltaCount reverseLayer2OctetDeltaCount initiatorOctets responderOctets \
-         tcpControlBits reverseTcpControlBits flowEndReason tcpState handshakeRttMicroseconds smoothedRttMicroseconds \
-         reverseSmoothedRttMicroseconds retransmittedSegments reverseRetransmittedSegments outOfOrderSegments \
-         reverseOutOfOrderSegments zeroWindows reverseZeroWindows"
+         tcpControlBits reverseTcpControlBits minimumTTL reverseMinimumTTL maximumTTL reverseMaximumTTL \
+         ipDiffServCodePoint reverseIpDiffServCodePoint flowEndReason tcpState handshakeRttMicroseconds \
+         smoothedRttMicroseconds reverseSmoothedRttMicroseconds retransmittedSegments reverseRetransmittedSegments \
+         outOfOrderSegments reverseOutOfOrderSegments duplicateAcks reverseDuplicateAcks zeroWindows \
+         reverseZeroWindows"
     );
     assert_eq!(names[0].1, Value::Unsigned(1_000_000));
-    assert_eq!(names[17].1, Value::Unsigned(3));
-    assert_eq!(names[18].1, Value::Text("TIME-WAIT"));
+    assert_eq!(names[23].1, Value::Unsigned(3));
+    assert_eq!(names[24].1, Value::Text("TIME-WAIT"));
     assert_eq!(
-        names[19].1,
+        names[25].1,
         Value::HandshakeRtt {
             client: Some(2_000),
             server: Some(20_000)

@@ -1,7 +1,7 @@
 //! Our walk through a frame's headers against etherparse's: what both read, both must read alike.
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, PacketBuilder, TransportSlice, VlanSlice};
-use nvcapture::wire::{Headers, Transport};
+use nvcapture::wire::{Headers, Plain, Transport};
 use nvcapture::{Frame, FrameMeta, LinkType, Timestamp};
 use proptest::prelude::*;
 
@@ -62,6 +62,7 @@ fn compare(octets: &[u8], wire_len: usize) -> Result<(), TestCaseError> {
         octets,
         FrameMeta::ethernet(Timestamp::ZERO, wire_len as u32),
     );
+    plain_is_right(&frame)?;
     let (Ok(ours), Ok(theirs)) = (
         Headers::parse(&frame),
         LaxSlicedPacket::from_ethernet(octets),
@@ -138,6 +139,23 @@ fn compare(octets: &[u8], wire_len: usize) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// The walk of plain frames says what the other one says, or nothing; tells whether it said something.
+fn plain_is_right(frame: &Frame<'_>) -> Result<bool, TestCaseError> {
+    let Some(plain) = Plain::of(frame) else {
+        return Ok(false);
+    };
+    let whole = Headers::parse(frame).map_err(|error| TestCaseError::fail(error.to_string()))?;
+    prop_assert_eq!(Some(plain.ethernet), whole.ethernet);
+    prop_assert_eq!(plain.ip, whole.ip);
+    prop_assert_eq!(plain.protocol, whole.protocol);
+    prop_assert_eq!(plain.ip_octets, whole.ip_octets);
+    prop_assert_eq!(plain.transport, whole.transport);
+    prop_assert_eq!(plain.payload_octets, whole.payload_octets);
+    prop_assert_eq!((whole.fragment, whole.tunnel), (None, None));
+    prop_assert_eq!((whole.vlan, whole.inner_vlan), (frame.meta().vlan, None));
+    Ok(true)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -149,6 +167,7 @@ proptest! {
         octets.resize(whole + padding, 0);
         compare(&octets, octets.len())?;
         let frame = Frame::new(&octets, FrameMeta::ethernet(Timestamp::ZERO, octets.len() as u32));
+        prop_assert_eq!(plain_is_right(&frame)?, kind.vlan == 0 && kind.transport < 2);
         let headers = Headers::parse(&frame).map_err(|error| TestCaseError::fail(error.to_string()))?;
         prop_assert_eq!(headers.ip_octets as usize, whole - 14 - 4 * usize::from(kind.vlan));
         if kind.transport < 2 {
@@ -203,6 +222,7 @@ proptest! {
     #[test]
     fn any_octets(octets in prop::collection::vec(any::<u8>(), 0..200), link_type in 0..300_u16, wire_len in any::<u32>()) {
         let meta = FrameMeta { link_type: LinkType(link_type), ..FrameMeta::ethernet(Timestamp::ZERO, wire_len) };
+        plain_is_right(&Frame::new(&octets, meta))?;
         if let Ok(headers) = Headers::parse(&Frame::new(&octets, meta)) {
             for headers in [Some(headers), headers.decapsulate()].into_iter().flatten() {
                 prop_assert!(headers.ip_octets <= wire_len.max(octets.len() as u32));

@@ -1,5 +1,6 @@
 //! `nvcli flows`: connections, live or from files.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::io::{self, BufWriter, IsTerminal, Read};
@@ -111,8 +112,10 @@ impl<'a> Output<'a> {
                 terminal_width(),
                 !args.no_header,
             ))),
-            RecordOutput::Table | RecordOutput::Json => To::Lines(Box::new(Json::new(out()))),
-            RecordOutput::Csv => To::Lines(Box::new(Csv::new(out(), !args.no_header))),
+            RecordOutput::Table | RecordOutput::Json => {
+                To::Lines(Box::new(Json::new(io::stdout())))
+            }
+            RecordOutput::Csv => To::Lines(Box::new(Csv::new(io::stdout(), !args.no_header))),
         };
         Ok(Self {
             args,
@@ -182,15 +185,20 @@ impl<'a> Output<'a> {
 }
 
 /// The record as it is shown, or nothing if it is not wanted.
-fn named(names: Option<&Names>, containers: &[String], record: &FlowRecord) -> Option<FlowRecord> {
-    let mut record = record.clone();
-    if let Some(names) = names {
-        if !names.wanted(&record, containers) {
-            return None;
-        }
-        names.label(&mut record);
+fn named<'r>(
+    names: Option<&Names>,
+    containers: &[String],
+    record: &'r FlowRecord,
+) -> Option<Cow<'r, FlowRecord>> {
+    let Some(names) = names else {
+        return Some(Cow::Borrowed(record));
+    };
+    if !names.wanted(record, containers) {
+        return None;
     }
-    Some(record)
+    let mut record = record.clone();
+    names.label(&mut record);
+    Some(Cow::Owned(record))
 }
 
 impl Sink for Output<'_> {
@@ -212,13 +220,13 @@ impl Sink for Output<'_> {
             self.progress = None;
         }
         match &mut self.to {
-            _ if let Some(key) = holds => self.hold(record, key),
+            _ if let Some(key) = holds => self.hold(record.into_owned(), key),
             To::Lines(lines) => {
                 lines.record(&record)?;
                 self.shown += 1;
             }
             To::Watch(watch) => {
-                watch.ended(record);
+                watch.ended(record.into_owned());
                 self.shown += 1;
             }
         }
@@ -537,7 +545,7 @@ fn draw(ring: &mut Ring, meter: &Meter, out: &mut Output<'_>) -> io::Result<()> 
         if !filter.admits(record) {
             return None;
         }
-        named(names, containers, record)
+        named(names, containers, record).map(Cow::into_owned)
     })
 }
 

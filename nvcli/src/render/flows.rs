@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
-use nvflow::{Endpoint, Field, FlowEndReason, FlowRecord, Value, Vantage};
+use nvflow::{Columns, Endpoint, Field, FlowEndReason, FlowRecord, Value, Vantage};
 
 use crate::escape;
+use crate::render::gather::{Gather, Short};
 use crate::render::table::{Column, Fit, Layout};
 use crate::render::text::{count, duration};
 
@@ -18,30 +19,38 @@ pub(crate) trait Lines {
     fn flush(&mut self) -> io::Result<()>;
 }
 
+/// The names of all fields, each in the text that stands before its value.
+fn keys(before: &str, after: &str) -> Box<[Short]> {
+    let key = |field: &Field| Short::new(&[before, field.name(), after]);
+    Field::ALL.iter().map(key).collect()
+}
+
 /// One JSON object a line; its keys are those of [`Field`], in their order.
 #[derive(Debug)]
 pub(crate) struct Json<W> {
-    out: W,
+    out: Gather<W>,
+    keys: Box<[Short]>,
 }
 
 impl<W: Write> Json<W> {
     pub(crate) fn new(out: W) -> Self {
-        Self { out }
+        Self {
+            out: Gather::new(out),
+            keys: keys("\"", "\":"),
+        }
     }
 }
 
 impl<W: Write> Lines for Json<W> {
     fn record(&mut self, record: &FlowRecord) -> io::Result<()> {
-        let mut done = Ok(());
-        let mut comma = "{";
-        record.fields(|field, value| {
-            if done.is_ok() {
-                done = member(&mut self.out, comma, field.name(), value);
-                comma = ",";
-            }
-        });
-        done?;
-        self.out.write_all(b"}\n")
+        let mut object = Object {
+            out: &mut self.out,
+            keys: &self.keys,
+        };
+        object.out.octet(b'{');
+        record.columns(&mut object);
+        self.out.octet(b'}');
+        self.out.end_line()
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -49,100 +58,161 @@ impl<W: Write> Lines for Json<W> {
     }
 }
 
-fn member(out: &mut impl Write, comma: &str, name: &str, value: Value<'_>) -> io::Result<()> {
-    write!(out, "{comma}\"{name}\":")?;
-    match value {
-        Value::Unsigned(number) => write!(out, "{number}"),
-        Value::Address(address) => write!(out, "\"{address}\""),
-        Value::Text(text) => escape::json(out, &text),
-        Value::HandshakeRtt { client, server } => {
-            let mut comma = "{";
-            for (name, part) in [("client", client), ("server", server)] {
-                if let Some(micros) = part {
-                    write!(out, "{comma}\"{name}\":{micros}")?;
-                    comma = ",";
-                }
-            }
-            out.write_all(b"}")
+/// A JSON object in the making.
+struct Object<'a, W> {
+    out: &'a mut Gather<W>,
+    keys: &'a [Short],
+}
+
+impl<'r, W: Write> Columns<'r> for Object<'_, W> {
+    #[inline(always)]
+    fn column(&mut self, field: Field, value: Option<Value<'r>>) {
+        const CLIENT: Short = Short::new(&["\"client\":"]);
+        const SERVER: Short = Short::new(&["\"server\":"]);
+        let out = &mut *self.out;
+        let Some(value) = value else { return };
+        // Every record has its start, which is the first field.
+        if field as usize > 0 {
+            out.octet(b',');
         }
-        other => escape::json(out, &format!("{other:?}")),
+        if let Some(key) = self.keys.get(field as usize) {
+            out.short(key);
+        }
+        match value {
+            Value::Unsigned(number) => out.number(number),
+            Value::Address(address) => {
+                out.octet(b'"');
+                out.address(address);
+                out.octet(b'"');
+            }
+            Value::Text(text) => json_text(out, text),
+            Value::HandshakeRtt { client, server } => {
+                out.octet(b'{');
+                if let Some(micros) = client {
+                    out.short(&CLIENT);
+                    out.number(micros.into());
+                }
+                if client.is_some() && server.is_some() {
+                    out.octet(b',');
+                }
+                if let Some(micros) = server {
+                    out.short(&SERVER);
+                    out.number(micros.into());
+                }
+                out.octet(b'}');
+            }
+            other => json_text(out, &format!("{other:?}")),
+        }
     }
 }
 
-/// Comma-separated values: a column for every [`Field`], empty where it has no meaning.
-pub(crate) struct Csv<W: Write> {
-    out: csv::Writer<W>,
+fn json_text<W: Write>(out: &mut Gather<W>, text: &str) {
+    if escape::is_plain(text) {
+        out.octet(b'"');
+        out.text(text);
+        out.octet(b'"');
+        return;
+    }
+    let mut escaped = Vec::new();
+    // Writing to a Vec does not fail, and what is written is text.
+    drop(escape::json(&mut escaped, &text));
+    out.text(&String::from_utf8_lossy(&escaped));
+}
+
+/// Comma-separated values (RFC 4180): a column for every [`Field`], empty where it has no meaning.
+pub(crate) struct Csv<W> {
+    out: Gather<W>,
     header: bool,
 }
 
 impl<W: Write> Csv<W> {
     pub(crate) fn new(out: W, header: bool) -> Self {
         Self {
-            out: csv::WriterBuilder::new().from_writer(out),
+            out: Gather::new(out),
             header,
         }
     }
 
-    fn field(&mut self, text: impl AsRef<[u8]>) -> io::Result<()> {
-        self.out.write_field(text).map_err(io_error)
-    }
-
+    #[cold]
     fn titles(&mut self) -> io::Result<()> {
-        if !std::mem::take(&mut self.header) {
-            return Ok(());
-        }
-        for &field in Field::ALL {
-            if field == Field::HandshakeRtt {
-                for part in ["client", "server"] {
-                    self.field(format!("{}.{part}", field.name()))?;
+        self.header = false;
+        for (place, &field) in Field::ALL.iter().enumerate() {
+            let parts: &[&str] = match field {
+                Field::HandshakeRtt => &[".client", ".server"],
+                _ => &[""],
+            };
+            for (part, suffix) in parts.iter().enumerate() {
+                if place + part > 0 {
+                    self.out.octet(b',');
                 }
-            } else {
-                self.field(field.name())?;
+                self.out.text(field.name());
+                self.out.text(suffix);
             }
         }
-        self.out.write_record(None::<&[u8]>).map_err(io_error)
+        self.out.end_line()
     }
 }
 
 impl<W: Write> Lines for Csv<W> {
     fn record(&mut self, record: &FlowRecord) -> io::Result<()> {
-        self.titles()?;
-        let number = |number: Option<u32>| number.map(|n| n.to_string()).unwrap_or_default();
-        for &field in Field::ALL {
-            match record.value(field) {
-                Some(Value::HandshakeRtt { client, server }) => {
-                    self.field(number(client))?;
-                    self.field(number(server))?;
-                }
-                None if field == Field::HandshakeRtt => {
-                    self.field("")?;
-                    self.field("")?;
-                }
-                None => self.field("")?,
-                Some(Value::Unsigned(number)) => self.field(number.to_string())?,
-                Some(Value::Address(address)) => self.field(address.to_string())?,
-                Some(Value::Text(text)) => self.field(escape::csv_field(text).as_bytes())?,
-                Some(other) => self
-                    .out
-                    .write_field(escape::csv_field(&format!("{other:?}")).as_bytes())?,
-            }
+        if self.header {
+            self.titles()?;
         }
-        self.out.write_record(None::<&[u8]>).map_err(io_error)
+        record.columns(&mut Row(&mut self.out));
+        self.out.end_line()
     }
 
     fn flush(&mut self) -> io::Result<()> {
         // A file without records still tells its columns.
-        self.titles()?;
+        if self.header {
+            self.titles()?;
+        }
         self.out.flush()
     }
 }
 
-/// The error itself: csv's own conversion hides its kind, and with it that a pipe was closed.
-fn io_error(error: csv::Error) -> io::Error {
-    match error.into_kind() {
-        csv::ErrorKind::Io(error) => error,
-        other => io::Error::other(format!("{other:?}")),
+/// A line of CSV in the making.
+struct Row<'a, W>(&'a mut Gather<W>);
+
+impl<'r, W: Write> Columns<'r> for Row<'_, W> {
+    #[inline(always)]
+    fn column(&mut self, field: Field, value: Option<Value<'r>>) {
+        let out = &mut *self.0;
+        if field as usize > 0 {
+            out.octet(b',');
+        }
+        match value {
+            None if field == Field::HandshakeRtt => out.octet(b','),
+            None => {}
+            Some(Value::Unsigned(number)) => out.number(number),
+            Some(Value::Address(address)) => out.address(address),
+            Some(Value::HandshakeRtt { client, server }) => {
+                if let Some(micros) = client {
+                    out.number(micros.into());
+                }
+                out.octet(b',');
+                if let Some(micros) = server {
+                    out.number(micros.into());
+                }
+            }
+            Some(Value::Text(text)) => csv_text(out, text),
+            Some(other) => csv_text(out, &format!("{other:?}")),
+        }
     }
+}
+
+/// A text, made harmless, in quotes where it needs them; there are no line ends left in it.
+fn csv_text<W: Write>(out: &mut Gather<W>, text: &str) {
+    if escape::is_plain(text) {
+        return out.text(text);
+    }
+    let text = escape::csv_field(text);
+    if !text.contains(['"', ',']) {
+        return out.text(&text);
+    }
+    out.octet(b'"');
+    out.text(&text.replace('"', "\"\""));
+    out.octet(b'"');
 }
 
 /// The columns of a table of connections.

@@ -1,6 +1,7 @@
 //! How records and lists are shown.
 
 pub(crate) mod flows;
+pub(crate) mod gather;
 pub(crate) mod progress;
 pub(crate) mod table;
 pub(crate) mod text;
