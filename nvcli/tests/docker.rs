@@ -905,9 +905,11 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        if self.process.is_some() {
-            let _ = self.sh("docker rm -f $(docker ps -aq)");
+        // With live-restore the containers go on without it.
+        if self.process.is_none() {
+            let _ = self.run();
         }
+        let _ = self.sh("docker rm -f $(docker ps -aq)");
         let _ = self.end();
         // What an engine leaves mounted under its root.
         let _ = sh(&format!(
