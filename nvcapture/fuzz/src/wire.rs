@@ -1,7 +1,7 @@
 //! Frames: no panic, nothing outside of the frame, all paths through the headers agree, and etherparse agrees with them.
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice, VlanSlice};
-use nvcapture::wire::{Headers, Ip, Transport};
+use nvcapture::wire::{Headers, Ip, Plain, Transport};
 use nvcapture::{Frame, FrameMeta, LinkType, Timestamp, VlanTag};
 
 /// What the first octet of an input chooses from: every link type that is read, and one that is not.
@@ -101,6 +101,17 @@ fn same(a: &Headers<'_>, b: &Headers<'_>) {
 fn other_paths(frame: &Frame<'_>, headers: &Option<Headers<'_>>) {
     let octets = frame.octets();
     let meta = *frame.meta();
+    // The short way for plain frames.
+    if let Some(plain) = Plain::of(frame) {
+        let headers = headers.as_ref().expect("a plain frame is read");
+        assert_eq!(Some(plain.ethernet), headers.ethernet);
+        assert_eq!(plain.ip, headers.ip);
+        assert_eq!(plain.protocol, headers.protocol);
+        assert_eq!(plain.ip_octets, headers.ip_octets);
+        assert_eq!(plain.transport, headers.transport);
+        assert_eq!(plain.payload_octets, headers.payload_octets);
+        assert_eq!((headers.fragment, headers.vlan), (None, meta.vlan));
+    }
     let Some((head, packet)) = octets.split_first_chunk::<14>() else {
         assert!(headers.is_none());
         return;
