@@ -223,7 +223,7 @@ macro_rules! fields {
 
         impl FlowRecord {
             /// Shows `columns` every field, in the order in which records are written.
-            #[inline]
+            #[inline(always)]
             pub fn columns<'r>(&'r self, columns: &mut impl Columns<'r>) {
                 $(columns.column(Field::$variant, self.value_of(Field::$variant));)*
             }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use nvflow::{Columns, Endpoint, Field, FlowEndReason, FlowRecord, Value, Vantage};
 
 use crate::escape;
-use crate::render::gather::{Gather, Short};
+use crate::render::gather::{Gather, Line, Short};
 use crate::render::table::{Column, Fit, Layout};
 use crate::render::text::{count, duration};
 
@@ -43,14 +43,12 @@ impl<W: Write> Json<W> {
 
 impl<W: Write> Lines for Json<W> {
     fn record(&mut self, record: &FlowRecord) -> io::Result<()> {
-        let mut object = Object {
-            out: &mut self.out,
-            keys: &self.keys,
-        };
-        object.out.octet(b'{');
-        record.columns(&mut object);
-        self.out.octet(b'}');
-        self.out.end_line()
+        let keys = &self.keys;
+        self.out.line(|line| {
+            line.octet(b'{');
+            record.columns(&mut Object { line, keys });
+            line.octet(b'}');
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -59,17 +57,17 @@ impl<W: Write> Lines for Json<W> {
 }
 
 /// A JSON object in the making.
-struct Object<'a, W> {
-    out: &'a mut Gather<W>,
+struct Object<'a, 'l> {
+    line: &'a mut Line<'l>,
     keys: &'a [Short],
 }
 
-impl<'r, W: Write> Columns<'r> for Object<'_, W> {
+impl<'r> Columns<'r> for Object<'_, '_> {
     #[inline(always)]
     fn column(&mut self, field: Field, value: Option<Value<'r>>) {
         const CLIENT: Short = Short::new(&["\"client\":"]);
         const SERVER: Short = Short::new(&["\"server\":"]);
-        let out = &mut *self.out;
+        let out = &mut *self.line;
         let Some(value) = value else { return };
         // Every record has its start, which is the first field.
         if field as usize > 0 {
@@ -106,7 +104,7 @@ impl<'r, W: Write> Columns<'r> for Object<'_, W> {
     }
 }
 
-fn json_text<W: Write>(out: &mut Gather<W>, text: &str) {
+fn json_text(out: &mut Line<'_>, text: &str) {
     if escape::is_plain(text) {
         out.octet(b'"');
         out.text(text);
@@ -136,20 +134,21 @@ impl<W: Write> Csv<W> {
     #[cold]
     fn titles(&mut self) -> io::Result<()> {
         self.header = false;
-        for (place, &field) in Field::ALL.iter().enumerate() {
-            let parts: &[&str] = match field {
-                Field::HandshakeRtt => &[".client", ".server"],
-                _ => &[""],
-            };
-            for (part, suffix) in parts.iter().enumerate() {
-                if place + part > 0 {
-                    self.out.octet(b',');
+        self.out.line(|line| {
+            for (place, &field) in Field::ALL.iter().enumerate() {
+                let parts: &[&str] = match field {
+                    Field::HandshakeRtt => &[".client", ".server"],
+                    _ => &[""],
+                };
+                for (part, suffix) in parts.iter().enumerate() {
+                    if place + part > 0 {
+                        line.octet(b',');
+                    }
+                    line.text(field.name());
+                    line.text(suffix);
                 }
-                self.out.text(field.name());
-                self.out.text(suffix);
             }
-        }
-        self.out.end_line()
+        })
     }
 }
 
@@ -158,8 +157,7 @@ impl<W: Write> Lines for Csv<W> {
         if self.header {
             self.titles()?;
         }
-        record.columns(&mut Row(&mut self.out));
-        self.out.end_line()
+        self.out.line(|line| record.columns(&mut Row(line)))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -172,9 +170,9 @@ impl<W: Write> Lines for Csv<W> {
 }
 
 /// A line of CSV in the making.
-struct Row<'a, W>(&'a mut Gather<W>);
+struct Row<'a, 'l>(&'a mut Line<'l>);
 
-impl<'r, W: Write> Columns<'r> for Row<'_, W> {
+impl<'r> Columns<'r> for Row<'_, '_> {
     #[inline(always)]
     fn column(&mut self, field: Field, value: Option<Value<'r>>) {
         let out = &mut *self.0;
@@ -202,7 +200,7 @@ impl<'r, W: Write> Columns<'r> for Row<'_, W> {
 }
 
 /// A text, made harmless, in quotes where it needs them; there are no line ends left in it.
-fn csv_text<W: Write>(out: &mut Gather<W>, text: &str) {
+fn csv_text(out: &mut Line<'_>, text: &str) {
     if escape::is_plain(text) {
         return out.text(text);
     }

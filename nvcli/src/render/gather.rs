@@ -3,14 +3,12 @@
 //! A flood of connections is a flood of records; a formatter for each number would cost more than metering the frame did.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Octets from which on a line's end writes what has been gathered.
 const GATHERED: usize = 1 << 16;
-/// Room behind that for the end of a line; texts see to it themselves.
+/// Room behind that for a line that is no longer than usual.
 const ROOM: usize = 8 << 10;
-/// Room kept for what is put down without looking: numbers, addresses, keys.
-const SMALL: usize = 64;
 
 /// All pairs of digits.
 const PAIRS: [[u8; 2]; 100] = {
@@ -55,169 +53,194 @@ impl Short {
     }
 }
 
+/// A line in the making.
+///
+/// It lives where its writer does, so that how far it has come stays in a register from one value to the next.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    octets: &'a mut [u8],
+    at: usize,
+    /// It did not fit: what was put down is of no use.
+    is_cut: bool,
+}
+
+impl Line<'_> {
+    /// Room for `N` octets, of which the caller says how many stay; `None` when the line does not fit.
+    #[inline(always)]
+    fn room<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        let room = self
+            .octets
+            .get_mut(self.at..)
+            .and_then(|rest| rest.first_chunk_mut());
+        if room.is_none() {
+            self.is_cut = true;
+        }
+        room
+    }
+
+    /// One octet.
+    #[inline(always)]
+    pub(crate) fn octet(&mut self, octet: u8) {
+        if let Some(room) = self.room() {
+            *room = [octet];
+            self.at += 1;
+        }
+    }
+
+    /// A text known when this was built.
+    #[inline(always)]
+    pub(crate) fn short(&mut self, short: &Short) {
+        if let Some(room) = self.room() {
+            *room = short.octets;
+            self.at += usize::from(short.length);
+        }
+    }
+
+    /// A number, in decimal.
+    #[inline(always)]
+    pub(crate) fn number(&mut self, number: u64) {
+        if number < 10 {
+            self.octet(b'0' + number as u8);
+        } else if let Some(room) = self.room() {
+            self.at += decimal(room, number);
+        }
+    }
+
+    /// An address, as RFC 5952 writes it.
+    #[inline(always)]
+    pub(crate) fn address(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => {
+                if let Some(room) = self.room() {
+                    self.at += dotted(room, address);
+                }
+            }
+            IpAddr::V6(address) => {
+                if let Some(room) = self.room() {
+                    self.at += colons(room, address);
+                }
+            }
+        }
+    }
+
+    /// A text of any length, as it is.
+    #[inline]
+    pub(crate) fn text(&mut self, text: &str) {
+        let end = self.at + text.len();
+        match self.octets.get_mut(self.at..end) {
+            Some(room) => {
+                room.copy_from_slice(text.as_bytes());
+                self.at = end;
+            }
+            None => self.is_cut = true,
+        }
+    }
+}
+
+/// Writes a number of two digits or more; gives its length.
+#[inline]
+fn decimal(room: &mut [u8; 20], mut number: u64) -> usize {
+    let digits = number.max(1).ilog10() as usize + 1;
+    let mut end = digits;
+    while end >= 2 {
+        end -= 2;
+        room[end..end + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
+        number /= 100;
+    }
+    if end == 1 {
+        room[0] = b'0' + number as u8;
+    }
+    digits
+}
+
+/// Writes an IPv4 address; gives its length.
+fn dotted(room: &mut [u8; 16], address: Ipv4Addr) -> usize {
+    let mut at = 0;
+    for octet in address.octets() {
+        let [tens, ones] = PAIRS[usize::from(octet % 100)];
+        if octet >= 100 {
+            room[at..at + 4].copy_from_slice(&[b'0' + octet / 100, tens, ones, b'.']);
+            at += 4;
+        } else if octet >= 10 {
+            room[at..at + 3].copy_from_slice(&[tens, ones, b'.']);
+            at += 3;
+        } else {
+            room[at..at + 2].copy_from_slice(&[ones, b'.']);
+            at += 2;
+        }
+    }
+    at - 1
+}
+
+/// Writes an IPv6 address; gives its length.
+fn colons(room: &mut [u8; 48], address: Ipv6Addr) -> usize {
+    let whole = room.len();
+    let mut rest = &mut room[..];
+    // 45 octets at most.
+    drop(write!(rest, "{address}"));
+    whole - rest.len()
+}
+
 /// Text on its way to `out`.
 #[derive(Debug)]
 pub(crate) struct Gather<W> {
     out: W,
-    text: Box<[u8]>,
+    text: Vec<u8>,
     at: usize,
-    failed: io::Result<()>,
 }
 
 impl<W: Write> Gather<W> {
     pub(crate) fn new(out: W) -> Self {
         Self {
             out,
-            text: vec![0; GATHERED + ROOM].into_boxed_slice(),
+            text: vec![0; GATHERED + ROOM],
             at: 0,
-            failed: Ok(()),
         }
     }
 
-    /// Room for `N` octets; the caller says how many of them stay.
-    #[inline(always)]
-    fn room<const N: usize>(&mut self) -> &mut [u8; N] {
-        if self.at + SMALL > self.text.len() {
-            self.empty();
-        }
-        let room = self.text[self.at..].first_chunk_mut();
-        room.expect("at least SMALL octets are there")
-    }
-
-    /// One octet.
-    #[inline(always)]
-    pub(crate) fn octet(&mut self, octet: u8) {
-        *self.room() = [octet];
-        self.at += 1;
-    }
-
-    /// A text known when this was built.
-    #[inline(always)]
-    pub(crate) fn short(&mut self, short: &Short) {
-        *self.room() = short.octets;
-        self.at += usize::from(short.length);
-    }
-
-    /// A number, in decimal.
-    #[inline(always)]
-    pub(crate) fn number(&mut self, number: u64) {
-        match number {
-            0..10 => self.octet(b'0' + number as u8),
-            10..100 => {
-                *self.room() = PAIRS[number as usize];
-                self.at += 2;
-            }
-            _ => self.long_number(number),
-        }
-    }
-
-    #[inline(never)]
-    fn long_number(&mut self, mut number: u64) {
-        let digits = number.ilog10() as usize + 1;
-        let room = self.room::<20>();
-        let mut end = digits;
-        while end >= 2 {
-            end -= 2;
-            let pair = PAIRS[(number % 100) as usize];
-            number /= 100;
-            room[end..end + 2].copy_from_slice(&pair);
-        }
-        if end == 1 {
-            room[0] = b'0' + number as u8;
-        }
-        self.at += digits;
-    }
-
-    /// An address, as RFC 5952 writes it.
+    /// Gathers a line, without its end, that `make` makes; it is asked again when the line was longer than there was room.
     #[inline]
-    pub(crate) fn address(&mut self, address: IpAddr) {
-        match address {
-            IpAddr::V4(address) => self.ipv4(address),
-            // Writing to memory that is long enough does not fail: 39 octets at most.
-            IpAddr::V6(address) => {
-                let mut rest = &mut self.room::<SMALL>()[..];
-                drop(write!(rest, "{address}"));
-                let left = rest.len();
-                self.at += SMALL - left;
+    pub(crate) fn line(&mut self, make: impl Fn(&mut Line<'_>)) -> io::Result<()> {
+        loop {
+            let mut line = Line {
+                octets: &mut self.text[self.at..],
+                at: 0,
+                is_cut: false,
+            };
+            make(&mut line);
+            line.octet(b'\n');
+            let Line { at, is_cut, .. } = line;
+            if !is_cut {
+                self.at += at;
+                break;
             }
+            self.make_room()?;
         }
-    }
-
-    fn ipv4(&mut self, address: Ipv4Addr) {
-        let room = self.room::<16>();
-        let mut at = 0;
-        for octet in address.octets() {
-            let [tens, ones] = PAIRS[usize::from(octet % 100)];
-            if octet >= 100 {
-                room[at..at + 4].copy_from_slice(&[b'0' + octet / 100, tens, ones, b'.']);
-                at += 4;
-            } else if octet >= 10 {
-                room[at..at + 3].copy_from_slice(&[tens, ones, b'.']);
-                at += 3;
-            } else {
-                room[at..at + 2].copy_from_slice(&[ones, b'.']);
-                at += 2;
-            }
-        }
-        self.at += at - 1;
-    }
-
-    /// A text of any length, as it is.
-    pub(crate) fn text(&mut self, text: &str) {
-        if self.at + text.len() + SMALL > self.text.len() {
-            self.empty();
-        }
-        match self.text.get_mut(self.at..self.at + text.len()) {
-            Some(room) => {
-                room.copy_from_slice(text.as_bytes());
-                self.at += text.len();
-            }
-            None => self.write(text.as_bytes()),
-        }
-    }
-
-    /// Ends a line; what has been gathered is written when it is worth it.
-    ///
-    /// Tells of any failure since the last line.
-    #[inline]
-    pub(crate) fn end_line(&mut self) -> io::Result<()> {
-        self.octet(b'\n');
         if self.at >= GATHERED {
-            self.empty();
-        }
-        self.outcome()
-    }
-
-    /// Writes all that has been gathered.
-    pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.empty();
-        self.outcome()?;
-        self.out.flush()
-    }
-
-    #[inline]
-    fn outcome(&mut self) -> io::Result<()> {
-        if self.failed.is_err() {
-            return std::mem::replace(&mut self.failed, Ok(()));
+            self.write()?;
         }
         Ok(())
     }
 
     #[cold]
-    fn empty(&mut self) {
-        let gathered = self.at;
-        // What could not be written once is not tried again.
-        self.at = 0;
-        if self.failed.is_ok() {
-            self.failed = self.out.write_all(&self.text[..gathered]);
+    fn make_room(&mut self) -> io::Result<()> {
+        if self.at == 0 {
+            let twice = 2 * self.text.len();
+            self.text.resize(twice, 0);
         }
+        self.write()
     }
 
-    #[cold]
-    fn write(&mut self, octets: &[u8]) {
-        if self.failed.is_ok() {
-            self.failed = self.out.write_all(octets);
-        }
+    fn write(&mut self) -> io::Result<()> {
+        // What could not be written once is not tried again.
+        let gathered = std::mem::take(&mut self.at);
+        self.out.write_all(&self.text[..gathered])
+    }
+
+    /// Writes all that has been gathered.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.write()?;
+        self.out.flush()
     }
 }
 
@@ -225,11 +248,13 @@ impl<W: Write> Gather<W> {
 mod tests {
     use super::*;
 
-    fn shown(put: impl Fn(&mut Gather<&mut Vec<u8>>)) -> String {
+    fn shown(put: impl Fn(&mut Line<'_>)) -> String {
         let mut out = Vec::new();
         let mut gather = Gather::new(&mut out);
-        put(&mut gather);
+        gather.line(put).expect("memory");
         gather.flush().expect("memory");
+        drop(gather);
+        assert_eq!(out.pop(), Some(b'\n'));
         String::from_utf8(out).expect("text")
     }
 
@@ -242,7 +267,7 @@ mod tests {
             numbers.extend([number, number - 1, 10_u64.pow(digit as u32 + 9)]);
         }
         for number in numbers {
-            assert_eq!(shown(|gather| gather.number(number)), number.to_string());
+            assert_eq!(shown(|line| line.number(number)), number.to_string());
         }
     }
 
@@ -259,7 +284,7 @@ mod tests {
             "::ffff:255.255.255.255",
         ] {
             let parsed: IpAddr = address.parse().expect("an address");
-            assert_eq!(shown(|gather| gather.address(parsed)), address);
+            assert_eq!(shown(|line| line.address(parsed)), address);
         }
     }
 
@@ -267,25 +292,26 @@ mod tests {
     fn nothing_is_lost_however_much_there_is() {
         let long = "x".repeat(3 * (GATHERED + ROOM));
         for count in [1, 1_000, 40_000] {
-            let expected = format!("7key=255.255.255.255{long}\n").len() + 21 * (count - 1);
-            let put = |gather: &mut Gather<&mut Vec<u8>>| {
-                for place in 0..count {
-                    gather.number(7);
-                    gather.short(&Short::new(&["key", "="]));
-                    gather.address([255; 4].into());
+            let mut out = Vec::new();
+            let mut gather = Gather::new(&mut out);
+            for place in 0..count {
+                let made = gather.line(|line| {
+                    line.number(7);
+                    line.short(&Short::new(&["key", "="]));
+                    line.address([255; 4].into());
                     if place == count / 2 {
-                        gather.text(&long);
+                        line.text(&long);
                     }
-                    gather.end_line().expect("memory");
-                }
-            };
-            let all = shown(put);
-            assert_eq!(all.len(), expected);
+                });
+                made.expect("memory");
+            }
+            gather.flush().expect("memory");
+            let all = String::from_utf8(out).expect("text");
             assert_eq!(all.lines().count(), count);
-            assert!(
-                all.lines()
-                    .all(|line| line.starts_with("7key=255.255.255.255"))
-            );
+            for (place, line) in all.lines().enumerate() {
+                let rest = line.strip_prefix("7key=255.255.255.255").expect("whole");
+                assert_eq!(rest, if place == count / 2 { &long } else { "" });
+            }
         }
     }
 
@@ -301,7 +327,7 @@ mod tests {
             }
         }
         let mut gather = Gather::new(Full);
-        gather.text("line");
+        gather.line(|line| line.text("line")).expect("gathered");
         assert_eq!(
             gather.flush().map_err(|error| error.kind()),
             Err(io::ErrorKind::StorageFull)
