@@ -47,8 +47,6 @@ pub struct Meter {
     fragments: Fragments,
     hasher: KeyHasher,
     stats: MeterStats,
-    /// Whether plain frames need no more than their plain headers.
-    takes_plain: bool,
     batch: Box<[Step]>,
     /// How many frames are in the batch.
     filled: usize,
@@ -81,7 +79,6 @@ impl Meter {
                 .hash_key
                 .map_or_else(KeyHasher::random, KeyHasher::new),
             stats: MeterStats::default(),
-            takes_plain: !config.decapsulate && !config.vlan_in_key,
             batch: vec![Step::EMPTY; BATCH].into_boxed_slice(),
             filled: 0,
             tunnels: Vec::with_capacity(if config.decapsulate { BATCH } else { 0 }),
@@ -170,7 +167,9 @@ impl Meter {
         self.stats.frames += 1;
         let micros = frame.timestamp().as_micros();
         let now = self.clock.advance(micros);
-        if self.takes_plain
+        // A tag in the octets makes a frame not plain; one beside them may be part of the key.
+        if !self.config.decapsulate
+            && frame.meta().vlan.is_none()
             && let Some(plain) = Plain::of(frame)
         {
             return self.step_plain(frame, &plain, micros, now);
