@@ -76,6 +76,8 @@ mod mark {
     pub(super) const INSIDE_HIGH: u8 = 1 << 2;
     /// Its timer is in the wheel of connections worth keeping.
     pub(super) const KEPT: u8 = 1 << 3;
+    /// What TCP tells beside the state is of this connection.
+    pub(super) const FOLLOWED: u8 = 1 << 4;
 }
 
 /// One connection.
@@ -94,8 +96,6 @@ pub(crate) struct Entry {
     /// The next in the timer's bucket, or among the free.
     pub(crate) next: u32,
     pub(crate) previous: u32,
-    /// The slot of what TCP tells beside its state.
-    pub(crate) tcp: u32,
     /// Per direction the sequence number behind the highest octet seen.
     pub(crate) sequence: [u32; 2],
     /// Per direction the highest acknowledgment.
@@ -201,7 +201,6 @@ impl Entry {
         last: 0,
         next: NONE,
         previous: NONE,
-        tcp: NONE,
         sequence: [0; 2],
         acknowledged: [0; 2],
         duration_low: 0,
@@ -271,6 +270,16 @@ impl Entry {
     #[inline]
     pub(crate) const fn is_kept(&self) -> bool {
         self.marks & mark::KEPT != 0
+    }
+
+    /// Whether what TCP tells beside its state is kept.
+    #[inline]
+    pub(crate) const fn is_followed(&self) -> bool {
+        self.marks & mark::FOLLOWED != 0
+    }
+
+    pub(crate) fn set_followed(&mut self) {
+        self.marks |= mark::FOLLOWED;
     }
 
     pub(crate) fn set_kept(&mut self, kept: bool) {

@@ -18,7 +18,7 @@ const MOVES: usize = 4096;
 /// How long a table that could give nothing up does not try again. Unit: ticks.
 const PAUSE: u64 = 64;
 
-/// Slots for addresses of IPv6 connections, or for TCP blocks: taken and given back, in memory that never moves.
+/// Slots for connections, or for addresses of IPv6 ones: taken and given back, in memory that never moves.
 #[derive(Debug)]
 struct Pool<T> {
     items: Vec<T>,
@@ -72,8 +72,8 @@ pub(crate) enum Evicted {
 pub(crate) struct Table {
     entries: Pool<Entry>,
     addresses: Pool<[u64; 4]>,
-    blocks: Pool<TcpBlock>,
-    /// Beside the blocks: one has the slot of the other.
+    /// Beside the entries, slot by slot, whether they are TCP or not: so nothing has to come before it is known where the block lies.
+    blocks: Vec<TcpBlock>,
     events: Vec<TcpEvents>,
     tunnels: HashMap<u32, Tunnel>,
     index: BucketIndex,
@@ -110,12 +110,13 @@ impl Table {
         };
         let timeouts = &config.timeouts;
         let followed = if config.tcp_metrics { capacity } else { 0 };
-        let mut events = Vec::new();
+        let (mut blocks, mut events) = (Vec::new(), Vec::new());
+        blocks.try_reserve_exact(followed).map_err(memory)?;
         events.try_reserve_exact(followed).map_err(memory)?;
         Ok(Self {
             entries: Pool::new(capacity).map_err(memory)?,
             addresses: Pool::new(capacity).map_err(memory)?,
-            blocks: Pool::new(followed).map_err(memory)?,
+            blocks,
             events,
             tunnels: HashMap::new(),
             index: BucketIndex::new(capacity).map_err(memory)?,
@@ -158,7 +159,7 @@ impl Table {
         self.hasher.hash(key)
     }
 
-    /// First of four loads ahead of a lookup: the index.
+    /// First of the loads ahead of a lookup: the index.
     #[inline(always)]
     pub(crate) fn touch_index(&self, hash: u64) -> u32 {
         self.index.touch(hash)
@@ -170,35 +171,25 @@ impl Table {
         self.index.candidate(hash)
     }
 
-    /// Third: both cache lines of the entry.
+    /// Third: both cache lines of the entry, and what TCP tells beside it.
     #[inline(always)]
     pub(crate) fn touch_entry(&self, slot: u32) -> u32 {
-        self.entries
-            .items
-            .get(slot as usize)
-            .map_or(0, |entry| (entry.rest[0] as u32) ^ entry.sequence[0])
+        let entry = self.entries.items.get(slot as usize);
+        let block = self.blocks.get(slot as usize);
+        entry.map_or(0, |entry| (entry.rest[0] as u32) ^ entry.sequence[0])
+            ^ block.map_or(0, TcpBlock::touch)
     }
 
-    /// Last: what that entry refers to.
+    /// Last, of IPv6 alone: the addresses that the entry refers to.
     #[inline(always)]
-    pub(crate) fn touch_more(&self, slot: u32) -> u32 {
+    pub(crate) fn touch_addresses(&self, slot: u32) -> u32 {
         let Some(entry) = self.entries.items.get(slot as usize) else {
             return 0;
         };
-        let block = self
-            .blocks
+        self.addresses
             .items
-            .get(entry.tcp as usize)
-            .map_or(0, TcpBlock::touch);
-        let addresses = if entry.is_ipv6() {
-            self.addresses
-                .items
-                .get(entry.addresses as usize)
-                .map_or(0, |addresses| (addresses[0] ^ addresses[3]) as u32)
-        } else {
-            0
-        };
-        block ^ addresses
+            .get(entry.addresses as usize)
+            .map_or(0, |addresses| (addresses[0] ^ addresses[3]) as u32)
     }
 
     #[inline(always)]
@@ -255,6 +246,10 @@ impl Table {
         let slot = self
             .entries
             .take(Entry::opened_by(step, addresses), |free| free.next);
+        if slot as usize == self.blocks.len() && self.tcp_metrics {
+            self.blocks.push(TcpBlock::EMPTY);
+            self.events.push(TcpEvents::default());
+        }
         self.index.insert(step.hash, slot);
         self.len += 1;
         if let Some(tunnel) = tunnel {
@@ -272,15 +267,18 @@ impl Table {
         let entry = &mut self.entries.items[slot as usize];
         if step.has_segment {
             let before = entry.state;
-            if entry.tcp == NONE && self.tcp_metrics && entry.packets() > 0 {
-                entry.tcp = self.blocks.take(TcpBlock::EMPTY, TcpBlock::next_free);
-                if entry.tcp as usize == self.events.len() {
-                    self.events.push(TcpEvents::default());
+            let place = slot as usize;
+            let mut block = self.blocks.get_mut(place).zip(self.events.get_mut(place));
+            if !entry.is_followed() {
+                if entry.packets() == 0 {
+                    // Most that come to no second one are worth no more memory than this.
+                    block = None;
+                } else if let Some((block, _)) = &mut block {
+                    **block = TcpBlock::EMPTY;
+                    entry.set_followed();
                 }
             }
-            let block = self.blocks.items.get_mut(entry.tcp as usize);
-            let events = self.events.get_mut(entry.tcp as usize);
-            crate::tcp::follow(entry, block.zip(events), step);
+            crate::tcp::follow(entry, block, step);
             entry.count(step);
             if entry.state != before {
                 self.follow_state(slot, before, step.now);
@@ -327,8 +325,9 @@ impl Table {
     pub(crate) fn record(&self, slot: u32, reason: Option<FlowEndReason>) -> FlowRecord {
         let entry = self.entry(slot);
         let addresses = self.key_of(entry).addresses;
-        let block = self.blocks.items.get(entry.tcp as usize);
-        let block = block.zip(self.events.get(entry.tcp as usize));
+        let place = slot as usize;
+        let block = self.blocks.get(place).zip(self.events.get(place));
+        let block = block.filter(|_| entry.is_followed());
         let tunnel = if self.tunnels.is_empty() {
             None
         } else {
@@ -353,8 +352,9 @@ impl Table {
     pub(crate) fn begin_anew(&mut self, slot: u32, micros: u64) {
         let entry = &mut self.entries.items[slot as usize];
         entry.begin_anew(micros);
-        let block = self.blocks.items.get_mut(entry.tcp as usize);
-        if let Some((block, events)) = block.zip(self.events.get_mut(entry.tcp as usize)) {
+        let place = slot as usize;
+        let block = self.blocks.get_mut(place).zip(self.events.get_mut(place));
+        if let Some((block, events)) = block.filter(|_| entry.is_followed()) {
             block.begin_anew(events);
         }
     }
@@ -367,16 +367,13 @@ impl Table {
 
     /// Takes the connection in `slot` out, which has this `hash`.
     pub(crate) fn close(&mut self, slot: u32, hash: u64) {
-        let Entry { addresses, tcp, .. } = *self.entry(slot);
+        let Entry { addresses, .. } = *self.entry(slot);
         let is_ipv6 = self.entry(slot).is_ipv6();
         self.index.remove(hash, slot);
         self.unlink(slot);
         if is_ipv6 {
             self.addresses
                 .give(addresses as u32, |next| [next.into(), 0, 0, 0]);
-        }
-        if tcp != NONE {
-            self.blocks.give(tcp, TcpBlock::free);
         }
         if !self.tunnels.is_empty() {
             self.tunnels.remove(&slot);

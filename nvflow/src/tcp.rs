@@ -165,18 +165,6 @@ impl TcpBlock {
         waits: [wait::NOTHING; 2],
     };
 
-    pub(crate) const fn free(next: u32) -> Self {
-        Self {
-            number: [next, 0],
-            ..Self::EMPTY
-        }
-    }
-
-    /// Of a free block the next one.
-    pub(crate) const fn next_free(&self) -> u32 {
-        self.number[0]
-    }
-
     /// Something to load, so that the block is in the cache.
     #[inline(always)]
     pub(crate) const fn touch(&self) -> u32 {
