@@ -137,18 +137,50 @@ impl Line<'_> {
     }
 }
 
-/// Writes a number of two digits or more; gives its length.
+/// Writes a number; gives its length.
 #[inline]
-fn decimal(room: &mut [u8; 20], mut number: u64) -> usize {
+fn decimal(room: &mut [u8; 20], number: u64) -> usize {
+    const EIGHT: u64 = 100_000_000;
+    if number < EIGHT {
+        return up_to_eight(room, 0, number as u32);
+    }
+    // The lower digits do not wait for the higher ones.
+    let (high, low) = (number / EIGHT, number % EIGHT);
+    let length = if high < EIGHT {
+        up_to_eight(room, 0, high as u32)
+    } else {
+        let length = up_to_eight(room, 0, (high / EIGHT) as u32);
+        eight(room, length, (high % EIGHT) as u32);
+        length + 8
+    };
+    eight(room, length, low as u32);
+    length + 8
+}
+
+/// Writes eight digits from `at` on.
+#[inline(always)]
+fn eight(room: &mut [u8; 20], at: usize, number: u32) {
+    let (high, low) = (number / 10_000, number % 10_000);
+    for (place, pair) in [high / 100, high % 100, low / 100, low % 100]
+        .into_iter()
+        .enumerate()
+    {
+        room[at + 2 * place..at + 2 * place + 2].copy_from_slice(&PAIRS[pair as usize]);
+    }
+}
+
+/// Writes up to eight digits from `at` on; gives how many.
+#[inline(always)]
+fn up_to_eight(room: &mut [u8; 20], at: usize, mut number: u32) -> usize {
     let digits = number.max(1).ilog10() as usize + 1;
     let mut end = digits;
     while end >= 2 {
         end -= 2;
-        room[end..end + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
+        room[at + end..at + end + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
         number /= 100;
     }
     if end == 1 {
-        room[0] = b'0' + number as u8;
+        room[at] = b'0' + number as u8;
     }
     digits
 }
@@ -262,6 +294,10 @@ mod tests {
     fn numbers_are_as_the_standard_library_writes_them() {
         let mut number = 0_u64;
         let mut numbers = vec![u64::MAX, 0, 9, 10, 99, 100, 999, 1_000, 12_345];
+        for power in 0..20 {
+            let power = 10_u64.pow(power);
+            numbers.extend([power - 1, power, power + 1, power / 3]);
+        }
         for digit in (1..20).map(|n| n % 10) {
             number = number * 10 + digit;
             numbers.extend([number, number - 1, 10_u64.pow(digit as u32 + 9)]);
