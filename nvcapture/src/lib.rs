@@ -34,7 +34,6 @@ mod ring;
 mod socket;
 mod source;
 mod stats;
-#[cfg(feature = "ring")]
 mod sys;
 pub mod wire;
 #[cfg(feature = "file")]
@@ -55,6 +54,8 @@ pub use file::{CaptureFile, FileBlock, FileFrames, FileInterface};
 pub use frame::{Frame, FrameMeta, LinkType, PacketType, Timestamp, VlanTag};
 pub use source::{FrameBlock, FrameSource, Next};
 pub use stats::SourceStats;
+#[doc(hidden)]
+pub use sys::prefetch::prefetch;
 #[cfg(feature = "file")]
 pub use writer::{CaptureWriter, InterfaceDescription, InterfaceNumber};
 

@@ -112,10 +112,10 @@ impl BucketIndex {
         }
     }
 
-    /// Loads the line that a lookup of `hash` will need first; the result is to be kept from the optimizer, and of no other use.
+    /// Asks for the memory that a lookup of `hash` will need first, without waiting for it.
     #[inline(always)]
-    pub fn touch(&self, hash: u64) -> u32 {
-        self.buckets[self.home(hash)].passed()
+    pub fn prefetch(&self, hash: u64) {
+        nvcapture::prefetch(&self.buckets[self.home(hash)]);
     }
 
     /// A slot that may be the one of `hash`; its key is to be compared. When there is none it is any.

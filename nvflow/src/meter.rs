@@ -19,7 +19,8 @@ use crate::{
 /// Frames whose memory is waited for together.
 ///
 /// Each needs up to four cache lines from anywhere in the table: the index, both lines of the entry, and TCP's block (or the
-/// addresses of IPv6 as a fifth). One frame after the other, every load would be waited for; in a batch they overlap. 32 is where more brought nothing (benches/table.rs).
+/// addresses of IPv6 as a fifth). One frame after the other, every line would be waited for; in a batch they come while others are worked
+/// on. 32 is where more brought nothing (benches/table.rs).
 const BATCH: usize = 32;
 
 /// The marker address' first four octets: "NeuV". The group bit is set where it stands for a group address.
@@ -315,23 +316,18 @@ impl Meter {
     fn work_off<S: Sink>(&mut self, out: &mut Out<'_, S>) {
         let mut all = std::mem::take(&mut self.batch);
         let batch = &mut all[..std::mem::take(&mut self.filled)];
-        // One short loop for each load: the shorter, the more of them are under way at once.
-        let mut loaded = 0;
         for step in &*batch {
-            loaded ^= self.table.touch_index(step.hash);
+            self.table.prefetch_index(step.hash);
         }
         for step in &mut *batch {
             step.candidate = self.table.candidate(step.hash);
-        }
-        for step in &*batch {
-            loaded ^= self.table.touch_entry(step.candidate);
+            self.table.prefetch_entry(step.candidate);
         }
         for step in &*batch {
             if step.key.is_ipv6() {
-                loaded ^= self.table.touch_addresses(step.candidate);
+                self.table.prefetch_addresses(step.candidate);
             }
         }
-        std::hint::black_box(loaded);
         for (place, step) in batch.iter().enumerate() {
             self.meter(step, place, out);
         }
@@ -415,9 +411,8 @@ impl Meter {
     fn close<S: Sink>(&mut self, slot: u32, reason: FlowEndReason, out: &mut Out<'_, S>) {
         // The index needs a line from anywhere: asked for before the record is made, it has come after.
         let hash = self.table.hash_of(slot);
-        let line = self.table.touch_index(hash);
+        self.table.prefetch_index(hash);
         out.record(&self.table.record(slot, Some(reason)));
-        std::hint::black_box(line);
         self.table.close(slot, hash);
     }
 }

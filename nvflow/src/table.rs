@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use nvcapture::prefetch;
 use nvcapture::wire::Tunnel;
 
 use crate::clock::Clock;
@@ -159,10 +160,10 @@ impl Table {
         self.hasher.hash(key)
     }
 
-    /// First of the loads ahead of a lookup: the index.
+    /// First of what is asked for ahead of a lookup: the index.
     #[inline(always)]
-    pub(crate) fn touch_index(&self, hash: u64) -> u32 {
-        self.index.touch(hash)
+    pub(crate) fn prefetch_index(&self, hash: u64) {
+        self.index.prefetch(hash);
     }
 
     /// Second: the slot that it may be.
@@ -173,23 +174,24 @@ impl Table {
 
     /// Third: both cache lines of the entry, and what TCP tells beside it.
     #[inline(always)]
-    pub(crate) fn touch_entry(&self, slot: u32) -> u32 {
-        let entry = self.entries.items.get(slot as usize);
-        let block = self.blocks.get(slot as usize);
-        entry.map_or(0, |entry| (entry.rest[0] as u32) ^ entry.sequence[0])
-            ^ block.map_or(0, TcpBlock::touch)
+    pub(crate) fn prefetch_entry(&self, slot: u32) {
+        if let Some(entry) = self.entries.items.get(slot as usize) {
+            prefetch(entry);
+            prefetch(&entry.sequence);
+        }
+        if let Some(block) = self.blocks.get(slot as usize) {
+            prefetch(block);
+        }
     }
 
     /// Last, of IPv6 alone: the addresses that the entry refers to.
     #[inline(always)]
-    pub(crate) fn touch_addresses(&self, slot: u32) -> u32 {
-        let Some(entry) = self.entries.items.get(slot as usize) else {
-            return 0;
-        };
-        self.addresses
-            .items
-            .get(entry.addresses as usize)
-            .map_or(0, |addresses| (addresses[0] ^ addresses[3]) as u32)
+    pub(crate) fn prefetch_addresses(&self, slot: u32) {
+        if let Some(entry) = self.entries.items.get(slot as usize)
+            && let Some(addresses) = self.addresses.items.get(entry.addresses as usize)
+        {
+            prefetch(addresses);
+        }
     }
 
     #[inline(always)]

@@ -165,12 +165,6 @@ impl TcpBlock {
         waits: [wait::NOTHING; 2],
     };
 
-    /// Something to load, so that the block is in the cache.
-    #[inline(always)]
-    pub(crate) const fn touch(&self) -> u32 {
-        self.number[0]
-    }
-
     #[inline(always)]
     const fn waits_for(&self, side: usize) -> u8 {
         self.waits[side] & wait::ALL

@@ -4,9 +4,13 @@
 //! it; words that the kernel may write at the same time are reached as atomics only.
 #![allow(
     unsafe_code,
-    reason = "system calls and the memory shared with the kernel"
+    reason = "system calls, the memory shared with the kernel, and what the processor offers"
 )]
 
+#[cfg(feature = "ring")]
 pub(crate) mod abi;
+#[cfg(feature = "ring")]
 pub(crate) mod mapping;
+pub(crate) mod prefetch;
+#[cfg(feature = "ring")]
 pub(crate) mod sockopt;
