@@ -16,30 +16,42 @@ pub struct BpfInsn {
     pub k: u32,
 }
 
-const LD_IMM: u16 = 0x00;
-const LD_W_ABS: u16 = 0x20;
-const JMP_JA: u16 = 0x05;
-const JMP_JEQ_K: u16 = 0x15;
-const JMP_JGT_K: u16 = 0x25;
-const RET_K: u16 = 0x06;
-const RET_A: u16 = 0x16;
-
 /// Instructions that the kernel takes at most (`BPF_MAXINSNS`).
 pub(crate) const MAX_INSNS: usize = 4096;
+
+#[cfg(feature = "ring")]
+const LD_IMM: u16 = 0x00;
+#[cfg(feature = "ring")]
+const LD_W_ABS: u16 = 0x20;
+#[cfg(feature = "ring")]
+const JMP_JA: u16 = 0x05;
+#[cfg(feature = "ring")]
+const JMP_JEQ_K: u16 = 0x15;
+#[cfg(feature = "ring")]
+const JMP_JGT_K: u16 = 0x25;
+#[cfg(feature = "ring")]
+const RET_K: u16 = 0x06;
+#[cfg(feature = "ring")]
+const RET_A: u16 = 0x16;
+
 /// What a program returns to keep all of a frame.
+#[cfg(feature = "ring")]
 const WHOLE: u32 = u32::MAX;
 
+#[cfg(feature = "ring")]
 const fn insn(code: u16, jt: u8, jf: u8, k: u32) -> BpfInsn {
     BpfInsn { code, jt, jf, k }
 }
 
 /// Keeps nothing.
+#[cfg(feature = "ring")]
 pub(crate) const DROP_ALL: [BpfInsn; 1] = [insn(RET_K, 0, 0, 0)];
 
 /// One program that leaves out outgoing frames if told to, asks `user` about the rest, and keeps at most `snaplen`
 /// octets of what `user` keeps.
 ///
 /// Offsets in classic BPF are relative and point forward, so a head and a tail can be put around any program.
+#[cfg(feature = "ring")]
 pub(crate) fn compose(
     ignore_outgoing: Option<u32>,
     user: Option<&[BpfInsn]>,
@@ -78,7 +90,7 @@ pub(crate) fn compose(
     program
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "ring"))]
 mod tests {
     use super::*;
 

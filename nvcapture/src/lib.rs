@@ -20,13 +20,13 @@
 //! ```
 #![deny(unsafe_code)]
 
-#[cfg(feature = "ring")]
 mod bpf;
 #[cfg(feature = "ring")]
 mod config;
 mod error;
 #[cfg(feature = "file")]
 mod file;
+pub mod filter;
 mod frame;
 #[cfg(feature = "ring")]
 mod ring;
@@ -39,7 +39,6 @@ pub mod wire;
 #[cfg(feature = "file")]
 mod writer;
 
-#[cfg(feature = "ring")]
 pub use bpf::BpfInsn;
 #[cfg(feature = "ring")]
 pub use config::{Fanout, FanoutMode, RingConfig, RingGeometry};
