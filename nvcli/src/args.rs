@@ -178,11 +178,15 @@ pub(crate) struct Repair {
 Examples:
   nvcli flows --watch                            a table that refreshes itself; Ctrl-C ends it
   nvcli flows --container web-1 --duration 10s
+  nvcli flows 'tcp port 443 and host 10.0.0.2'   only these frames; the kernel leaves out the others
   nvcli flows --output json | jq .octetDeltaCount
   nvcli flows --read web.pcapng --sort octets --count 10
   nvcli flows --read web.pcapng --protocol tcp --port 443 --host 10.0.0.0/8
   tcpdump -w - | nvcli flows --read - --output csv")]
 pub(crate) struct Flows {
+    /// Only frames that this filter takes, as of tcpdump: 'tcp port 443 and host 10.0.0.2' (docs/filters.md)
+    #[arg(value_name = "FILTER")]
+    pub(crate) expression: Vec<String>,
     /// Read a capture file (- for standard input); may be given again, the files are read as one
     #[arg(short, long, value_name = "FILE", num_args = 1, conflicts_with_all = ["watch", "containers", "snaplen", "duration"])]
     pub(crate) read: Vec<PathBuf>,
@@ -260,6 +264,9 @@ pub(crate) struct Capture {
     /// Where to write (- for standard output); an old file is replaced
     #[arg(short, long, value_name = "FILE")]
     pub(crate) write: PathBuf,
+    /// Only frames that this filter takes, as of tcpdump: 'udp port 53 or icmp' (docs/filters.md)
+    #[arg(short, long = "filter", value_name = "FILTER")]
+    pub(crate) expression: Option<String>,
     /// End after so many frames
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,

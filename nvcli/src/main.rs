@@ -7,6 +7,7 @@ mod cmd;
 mod container;
 mod escape;
 mod exit;
+mod expression;
 mod filter;
 mod names;
 mod open;

@@ -404,6 +404,59 @@ fn filters_choose_records() {
 }
 
 #[test]
+fn an_expression_chooses_frames() {
+    let folder = Folder::new();
+    let path = folder.file("a.pcapng", &capture(&frames()));
+    for (expression, records, frames) in [
+        (&["tcp port 80 and host 10.0.0.2"][..], 1, 8),
+        (&["udp"], 1, 2),
+        // Unquoted, as tcpdump takes it.
+        (&["src", "port", "53", "or", "arp"], 1, 2),
+        (&["not ip"], 0, 1),
+    ] {
+        let mut args = vec![
+            "flows",
+            "--read",
+            text(&path),
+            "--stats",
+            "--output",
+            "json",
+        ];
+        args.extend(expression);
+        let output = run(&args);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(lines_of(&output).len(), records, "{expression:?}");
+        let told = stderr(&output);
+        assert!(told.contains(&format!("{frames} frames read")), "{told}");
+        let left_out = format!("{} frames left out by the filter", 11 - frames);
+        assert!(told.contains(&left_out), "{told}");
+    }
+}
+
+#[test]
+fn an_expression_that_is_not_understood_is_wrong_usage() {
+    let folder = Folder::new();
+    let path = folder.file("a.pcapng", &capture(&frames()));
+    for (args, place) in [
+        (&["flows", "tcp prt 443"][..], "because:     ^ expected"),
+        (&["flows", "broadcast"], "use `multicast`"),
+        (
+            &["flows", "--read", text(&path), "inbound"],
+            "does not tell the direction",
+        ),
+        (
+            &["capture", "web-1", "-w", "/dev/null", "--filter", "port"],
+            "found the end",
+        ),
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).contains(place), "{}", stderr(&output));
+        assert!(stdout(&output).is_empty());
+    }
+}
+
+#[test]
 fn csv_has_the_same_names_and_one_row_a_record() {
     let folder = Folder::new();
     let file = folder.file("a.pcapng", &capture(&frames()));

@@ -17,6 +17,7 @@ use crate::cmd::detach::{is_of, not_attached};
 use crate::cmd::flows::no_ring;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
+use crate::expression;
 use crate::open::{host, net};
 use crate::render::text::grouped;
 use crate::signals::Interrupt;
@@ -40,6 +41,11 @@ pub(crate) fn run(args: &Capture, say: Say) -> Result<()> {
             "a capture is not for the terminal: give -w a file, or pipe it (-w - | tshark -r -)",
         ));
     }
+    let filter = args
+        .expression
+        .as_deref()
+        .map(expression::live)
+        .transpose()?;
     let interrupt = Interrupt::listen()?;
     let attached =
         nvnet::list(&host()?).map_err(|error| net("cannot read what is attached", &error))?;
@@ -64,6 +70,7 @@ pub(crate) fn run(args: &Capture, say: Say) -> Result<()> {
     }
     let config = RingConfig {
         snaplen: args.snaplen,
+        filter,
         ..RingConfig::default()
     };
     let mut ring = Ring::open(&config, BRIDGE).map_err(|error| no_ring(&error))?;

@@ -8,13 +8,16 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use nvcapture::{CaptureFile, FrameSource as _, Next, Ring, RingConfig, SourceStats, Timestamp};
+use nvcapture::{
+    BpfInsn, CaptureFile, FrameSource as _, Next, Ring, RingConfig, SourceStats, Timestamp,
+};
 use nvflow::{FlowRecord, Meter, MeterConfig, Observation, Sink, Timeouts};
 use nvnet::BRIDGE;
 
 use crate::args::{Flows, RecordOutput, SortKey};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
+use crate::expression::{self, OfFiles};
 use crate::names::Names;
 use crate::open::{host, net};
 use crate::render::flows::{Csv, Json, Lines, Table};
@@ -40,17 +43,29 @@ pub(crate) fn run(args: &Flows, say: Say) -> Result<()> {
             "--read - was given twice; standard input can be read once",
         ));
     }
+    let filter = (!args.expression.is_empty()).then(|| args.expression.join(" "));
+    // What cannot be understood is told before anything is looked at.
+    let filter = if args.read.is_empty() {
+        Frames::Live(filter.as_deref().map(expression::live).transpose()?)
+    } else {
+        Frames::Files(filter.map(OfFiles::new).transpose()?)
+    };
     let interrupt = Interrupt::listen()?;
     let mut meter = Meter::new(config(args)).map_err(|error| {
         CliError::new("cannot make the table of connections")
             .caused_by(&error)
             .remedy("a smaller --max-connections")
     })?;
-    if args.read.is_empty() {
-        live(args, say, &mut meter, &interrupt)
-    } else {
-        files(args, say, &mut meter, &interrupt)
+    match filter {
+        Frames::Live(program) => live(args, program, say, &mut meter, &interrupt),
+        Frames::Files(filter) => files(args, filter, say, &mut meter, &interrupt),
     }
+}
+
+/// Which frames are read.
+enum Frames {
+    Live(Option<Vec<BpfInsn>>),
+    Files(Option<OfFiles>),
 }
 
 fn config(args: &Flows) -> MeterConfig {
@@ -252,7 +267,13 @@ fn is_stdin(file: &Path) -> bool {
 }
 
 /// Files are read as one stream, in the order given.
-fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Result<()> {
+fn files(
+    args: &Flows,
+    mut filter: Option<OfFiles>,
+    say: Say,
+    meter: &mut Meter,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let began = Instant::now();
     let mut out = Output::new(args, None).map_err(|source| CliError::output(&source))?;
     if !say.is_quiet() {
@@ -268,7 +289,7 @@ fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Re
                 read_one(
                     CaptureFile::new(io::stdin()),
                     meter,
-                    &mut out,
+                    (&mut out, filter.as_mut()),
                     before,
                     interrupt,
                     &mut totals,
@@ -282,7 +303,7 @@ fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Re
                 Ok(capture) => read_one(
                     capture,
                     meter,
-                    &mut out,
+                    (&mut out, filter.as_mut()),
                     before,
                     interrupt,
                     &mut totals,
@@ -297,6 +318,9 @@ fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Re
             Ok(ControlFlow::Continue(())) => {}
             Ok(ControlFlow::Break(())) => break,
             Err(Stop::Output(source)) => return Err(CliError::output(&source)),
+            Err(Stop::Filter(error)) => {
+                return Err(error.because(format!("so {shown} is not read")));
+            }
             Err(Stop::Source(error)) => {
                 out.progress = None;
                 let error = unreadable(&shown, &error);
@@ -316,6 +340,12 @@ fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Re
         .map_err(|source| CliError::output(&source))?;
     if args.stats {
         account(say, meter, &totals, began.elapsed());
+        if let Some(filter) = &filter {
+            say.note(format_args!(
+                "{} frames left out by the filter",
+                grouped(filter.left_out)
+            ));
+        }
         if lost_before > 0 {
             say.note(format_args!(
                 "the captures say that {} frames were lost before they were written",
@@ -330,12 +360,13 @@ fn files(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Re
 enum Stop {
     Source(nvcapture::Error),
     Output(io::Error),
+    Filter(CliError),
 }
 
 fn read_one<R: Read>(
     mut capture: CaptureFile<R>,
     meter: &mut Meter,
-    out: &mut Output<'_>,
+    (out, mut filter): (&mut Output<'_>, Option<&mut OfFiles>),
     before: u64,
     interrupt: &Interrupt,
     totals: &mut SourceStats,
@@ -343,7 +374,17 @@ fn read_one<R: Read>(
 ) -> std::result::Result<ControlFlow<()>, Stop> {
     let ended = loop {
         let flow = match capture.next_block() {
-            Ok(Next::Block(block)) => meter.observe(block.frames(), out).map_err(Stop::Output),
+            Ok(Next::Block(block)) => match &mut filter {
+                None => meter.observe(block.frames(), out).map_err(Stop::Output),
+                Some(filter) => {
+                    let wanted = block.frames().filter(|frame| filter.admits(frame));
+                    let flow = meter.observe(wanted, out).map_err(Stop::Output);
+                    match filter.failure() {
+                        Some(error) => Err(Stop::Filter(error)),
+                        None => flow,
+                    }
+                }
+            },
             Ok(Next::TimedOut) => Ok(ControlFlow::Continue(())),
             Ok(Next::End) => break Ok(ControlFlow::Continue(())),
             Err(error) => Err(Stop::Source(error)),
@@ -395,7 +436,13 @@ fn unreadable(file: &str, error: &nvcapture::Error) -> CliError {
 }
 
 /// All attached containers, from nv-br.
-fn live(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Result<()> {
+fn live(
+    args: &Flows,
+    filter: Option<Vec<BpfInsn>>,
+    say: Say,
+    meter: &mut Meter,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let names =
         Names::read(host()?).map_err(|error| net("cannot read what is attached", &error))?;
     if names.attached().is_empty() {
@@ -415,6 +462,7 @@ fn live(args: &Flows, say: Say, meter: &mut Meter, interrupt: &Interrupt) -> Res
     }
     let config = RingConfig {
         snaplen: Some(args.snaplen.unwrap_or(SNAPLEN)),
+        filter,
         ..RingConfig::default()
     };
     let mut ring = Ring::open(&config, BRIDGE).map_err(|error| no_ring(&error))?;
