@@ -12,8 +12,8 @@ use crate::identity::{self, Identity};
 use crate::ids::{self, GROUP, Record};
 use crate::inventory::{self, Attachment, Health};
 use crate::link::{self, Link, PairEnd};
-use crate::lock::Lock;
 use crate::probe::{Blackout, Prober, Told};
+use crate::session::{self, Session};
 use crate::socket::RouteSocket;
 use crate::switch::{Means, Switch, early};
 use crate::tc::{self, Classifier, Filter, Hook, Mirred};
@@ -64,7 +64,16 @@ impl Plan {
     /// Everything that can be known before: no such interface, attached already, a mode that would cut connections, a
     /// kernel without a feature, no free id.
     pub fn check(self) -> Result<CheckedPlan, Error> {
-        if self.host == self.target {
+        let session = Session::open(&self.host)?;
+        self.check_in(session)
+    }
+
+    /// The same in a session that is open already, which is dropped when it fails.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn check_in(self, mut session: Session) -> Result<CheckedPlan, Error> {
+        if self.host == self.target || *session.host.netns() != self.host {
             return Err(Error::HostNetwork {
                 netns: self.target.label().into(),
             });
@@ -72,64 +81,77 @@ impl Plan {
         for name in &self.interfaces {
             ids::check_name(name)?;
         }
-        let lock = Lock::of(&self.host)?;
-        let mut host = RouteSocket::open(&self.host)?;
         let mut target = RouteSocket::open(&self.target)?;
-        let features = Features::probe()?;
-        features.need(self.mode == Mode::Inline)?;
-        check_bridge(&mut host)?;
+        let features = session::features(self.mode == Mode::Inline)?;
+        check_bridge(&mut session.host)?;
 
         let links = link::all(&mut target)?;
         let chosen = choose(&links, &self.interfaces, self.target.label())?;
-        let attached = inventory::read(&mut host)?;
-        let ino = self.target.id().ino;
-        let mut free = free_ids(&mut host, &attached)?;
+        let chosen = match self.free(&session, &chosen) {
+            // The session may know of a container that ended since, and another have got its number.
+            Err(_) => {
+                session.refresh()?;
+                self.free(&session, &chosen).map(|()| chosen)?
+            }
+            Ok(()) => chosen,
+        };
+        if self.mode == Mode::Inline {
+            session.need_ports(chosen.len())?;
+        }
         let mut interfaces = Vec::new();
-        let here = |a: &&Attachment| a.record.netns_ino == ino;
-        if let Some(there) = attached.iter().find(here).filter(|_| chosen.is_empty()) {
-            return Err(Error::AlreadyAttached {
-                interface: there.interface.clone(),
-                netns: self.target.label().into(),
-                id: there.id,
-            });
-        }
-        if chosen.is_empty() {
-            return Err(Error::Unfinished {
-                interface: "every interface".into(),
-                netns: self.target.label().into(),
-            });
-        }
         for link in chosen {
-            let same = |a: &&Attachment| a.record.netns_ino == ino && a.interface == link.name;
-            if let Some(there) = attached.iter().find(same) {
-                return Err(Error::AlreadyAttached {
-                    interface: link.name.clone(),
-                    netns: self.target.label().into(),
-                    id: there.id,
-                });
-            }
-            if is_ours(link) {
-                return Err(Error::Unfinished {
-                    interface: link.name.clone(),
-                    netns: self.target.label().into(),
-                });
-            }
-            let id = free.next().ok_or(Error::Exhausted {
-                what: "id",
-                taken: attached.len(),
-            })?;
-            interfaces.push(self.check_interface(&mut host, &mut target, &links, link, id)?);
+            let id = session.take_id()?;
+            interfaces.push(self.check_interface(
+                &mut session.host,
+                &mut target,
+                &links,
+                link,
+                id,
+            )?);
         }
         let steps = steps(self.mode, &interfaces, &self.target);
         Ok(CheckedPlan {
-            lock,
-            host,
+            session,
             target,
             features,
             interfaces,
             steps,
             mode: self.mode,
         })
+    }
+
+    /// Whether none of the chosen is attached, or was left half-done.
+    fn free(&self, session: &Session, chosen: &[&Link]) -> Result<(), Error> {
+        let ino = self.target.id().ino;
+        let netns = || self.target.label().to_owned();
+        let mut here = session
+            .attached()
+            .iter()
+            .filter(|a| a.record.netns_ino == ino);
+        let already = |there: &Attachment| Error::AlreadyAttached {
+            interface: there.interface.clone(),
+            netns: netns(),
+            id: there.id,
+        };
+        if chosen.is_empty() {
+            return Err(here.next().map_or_else(
+                || Error::Unfinished {
+                    interface: "every interface".into(),
+                    netns: netns(),
+                },
+                already,
+            ));
+        }
+        if let Some(there) = here.find(|a| chosen.iter().any(|link| link.name == a.interface)) {
+            return Err(already(there));
+        }
+        if let Some(ours) = chosen.iter().find(|link| is_ours(link)) {
+            return Err(Error::Unfinished {
+                interface: ours.name.clone(),
+                netns: netns(),
+            });
+        }
+        Ok(())
     }
 
     fn check_interface(
@@ -292,25 +314,6 @@ fn choose<'l>(links: &'l [Link], names: &[String], netns: &str) -> Result<Vec<&'
 /// Whether we made a link, or hold it as the original of an attachment.
 fn is_ours(link: &Link) -> bool {
     link.group == GROUP || link.alias.as_deref().and_then(Record::decode).is_some()
-}
-
-/// The ids that no link and no filter uses, from 1 on.
-fn free_ids(
-    host: &mut RouteSocket,
-    attached: &[Attachment],
-) -> Result<impl Iterator<Item = AttachmentId> + use<>, Error> {
-    let mut taken: BTreeSet<AttachmentId> =
-        attached.iter().map(|attachment| attachment.id).collect();
-    let links = link::all(host)?;
-    taken.extend(links.iter().filter_map(|l| {
-        l.name
-            .strip_prefix(ids::PORT_PREFIX)?
-            .parse::<AttachmentId>()
-            .ok()
-    }));
-    Ok((1..=u16::MAX)
-        .filter_map(AttachmentId::new)
-        .filter(move |id| !taken.contains(id)))
 }
 
 /// The other end of a veth pair, when it is in the host's namespace.
@@ -502,9 +505,8 @@ pub struct CheckedPlan {
     steps: Vec<Step>,
     mode: Mode,
     features: Features,
-    host: RouteSocket,
+    session: Session,
     target: RouteSocket,
-    lock: Lock,
 }
 
 impl fmt::Debug for CheckedPlan {
@@ -530,6 +532,19 @@ impl CheckedPlan {
         self.attach_observed(|_, _| Ok(()))
     }
 
+    /// As [`attach`](Self::attach); the session goes on, and is dropped when it fails.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn attach_in_session(self) -> Result<(Vec<Attachment>, Session), Error> {
+        self.work(&mut |_, _| Ok(()))
+    }
+
+    /// Does nothing; the session goes on, and gives the ids that were planned to nothing else.
+    pub fn into_session(self) -> Session {
+        self.session
+    }
+
     /// As [`attach`](Self::attach), but asks `before` ahead of every step, with the number of the step; an error from it
     /// is a failure of that step.
     ///
@@ -539,17 +554,23 @@ impl CheckedPlan {
         self,
         mut before: impl FnMut(usize, &Step) -> Result<(), Error>,
     ) -> Result<Vec<Attachment>, Error> {
+        self.work(&mut before).map(|(attached, _)| attached)
+    }
+
+    fn work(
+        self,
+        before: &mut dyn FnMut(usize, &Step) -> Result<(), Error>,
+    ) -> Result<(Vec<Attachment>, Session), Error> {
         let Self {
             interfaces,
             steps,
             features,
-            mut host,
+            mut session,
             mut target,
-            lock,
             mode: _,
         } = self;
         let mut transaction = Transaction {
-            host: &mut host,
+            host: &mut session.host,
             target: &mut target,
             features,
             done: Vec::new(),
@@ -566,19 +587,22 @@ impl CheckedPlan {
             }
         }
         let mut measured = transaction.measured;
-        let ids: BTreeSet<_> = interfaces.iter().map(|interface| interface.id).collect();
-        let attached = inventory::read(&mut host)?;
-        drop(lock);
-        let ours = attached
-            .into_iter()
-            .filter(|attachment| ids.contains(&attachment.id));
-        Ok(ours
-            .map(|mut attachment| {
-                let at = measured.iter().position(|(id, _)| *id == attachment.id);
-                attachment.blackout = at.map(|at| measured.swap_remove(at).1);
-                attachment
-            })
-            .collect())
+        let mut attached = Vec::new();
+        for interface in &interfaces {
+            let port = match &interface.place {
+                Place::Inline { .. } => existing(&mut session.host, &interface.id.port())?,
+                Place::Mirror { port, .. } => existing(&mut session.host, &port.name)?,
+            };
+            let bridge = existing(&mut session.host, BRIDGE)?;
+            let there = inventory::among(&mut session.host, &[port, bridge])?;
+            attached.extend(there.into_iter().filter(|a| a.id == interface.id));
+        }
+        for attachment in &mut attached {
+            let at = measured.iter().position(|(id, _)| *id == attachment.id);
+            attachment.blackout = at.map(|at| measured.swap_remove(at).1);
+        }
+        session.add(&attached);
+        Ok((attached, session))
     }
 }
 
@@ -1216,19 +1240,14 @@ pub fn detach_observed(
     id: AttachmentId,
     mut before: impl FnMut(usize, &str) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let _lock = Lock::of(host)?;
-    let mut socket = RouteSocket::open(host)?;
-    let attachments = inventory::read(&mut socket)?;
-    let attachment = attachments
-        .into_iter()
-        .find(|a| a.id == id)
-        .ok_or(Error::NotAttached { id })?;
-    detach_locked(&mut socket, &attachment, &mut before)
+    Session::open(host)?.detach_observed(id, &mut before)
 }
 
+/// `alone`: nothing else is attached.
 pub(crate) fn detach_locked(
     host: &mut RouteSocket,
     attachment: &Attachment,
+    alone: bool,
     before: &mut dyn FnMut(usize, &str) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let record = &attachment.record;
@@ -1248,7 +1267,10 @@ pub(crate) fn detach_locked(
         }
     }
     before(2, "delete the bridge if nothing uses it")?;
-    remove_unused_bridge(host)
+    if alone {
+        remove_unused_bridge(host)?;
+    }
+    Ok(())
 }
 
 /// Inline: from whatever state the container is in, back to its original interface.
@@ -1287,7 +1309,7 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error
         .filter(|filter| !filter.is_ours())
         .collect();
     let pref = tc::first_pref(&others).unwrap_or(tc::PREF);
-    let means = Means::from(&Features::probe()?);
+    let means = Means::from(&session::features(true)?);
     let switch = Switch {
         name,
         ex: original.name.clone(),

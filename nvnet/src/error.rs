@@ -257,7 +257,10 @@ impl Error {
             Self::Silent { .. } | Self::Unsafe { mode: crate::Mode::Inline, .. } => "use mirror mode: it leaves the container untouched".into(),
             Self::Unsafe { .. } => "use inline mode".into(),
             Self::Foreign { .. } => "rename or remove it, then try again".into(),
-            Self::Exhausted { .. } => "detach something first".into(),
+            Self::Exhausted { what: "id", .. } => "detach something first".into(),
+            Self::Exhausted { .. } => {
+                "--mode mirror, which needs no port; or detach something first".into()
+            }
             Self::Timeout { .. } => "try again; if it stays, look at the kernel's log".into(),
             _ => return None,
         })

@@ -1,12 +1,13 @@
 //! What is attached, read from the kernel alone.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::attach;
 use crate::attr;
 use crate::ids::{GROUP, PORT_PREFIX, Record};
 use crate::link::{self, Link};
-use crate::lock::Lock;
+use crate::session::Session;
 use crate::socket::{Request, RouteSocket};
 use crate::tc::{self, Hook};
 use crate::{AttachmentId, BRIDGE, Error, MacAddr, Mode, Netns, NetnsId, Workload};
@@ -166,7 +167,7 @@ pub fn repair(host: &Netns) -> Result<Vec<Repaired>, Error> {
         .into_iter()
         .filter(|netns| netns != host)
         .collect::<Vec<_>>();
-    repair_where(host, &others, |_| true)
+    repair_where(&mut Session::open(host)?, &others, |_| true)
 }
 
 /// The same for the attachments of one namespace and for what nothing depends on yet: quick enough to be done ahead of
@@ -175,18 +176,24 @@ pub fn repair(host: &Netns) -> Result<Vec<Repaired>, Error> {
 /// # Errors
 /// As [`repair`].
 pub fn repair_target(host: &Netns, target: &Netns) -> Result<Vec<Repaired>, Error> {
-    repair_where(host, std::slice::from_ref(target), |attachment| {
+    repair_target_in(&mut Session::open(host)?, target)
+}
+
+pub(crate) fn repair_target_in(
+    session: &mut Session,
+    target: &Netns,
+) -> Result<Vec<Repaired>, Error> {
+    repair_where(session, std::slice::from_ref(target), |attachment| {
         attachment.record.netns_ino == target.id().ino
     })
 }
 
 fn repair_where(
-    host: &Netns,
+    session: &mut Session,
     targets: &[Netns],
     wanted: impl Fn(&Attachment) -> bool,
 ) -> Result<Vec<Repaired>, Error> {
-    let _lock = Lock::of(host)?;
-    let mut socket = RouteSocket::open(host)?;
+    let host = session.host.netns().clone();
     let mut repaired = Vec::new();
     // One that cannot be repaired does not keep the others from it.
     let mut failed: Option<Error> = None;
@@ -194,11 +201,14 @@ fn repair_where(
         tracing::error!(error = attach::chain(&error), "could not repair");
         failed.get_or_insert(error);
     };
-    for attachment in read(&mut socket)?
+    let looked_at: Vec<Attachment> = session
+        .attached()
         .iter()
         .filter(|attachment| wanted(attachment))
-    {
-        let why = match attach::inspect(host, attachment) {
+        .cloned()
+        .collect();
+    for attachment in looked_at {
+        let why = match attach::inspect(&host, &attachment) {
             Ok(Some(why)) => why,
             Ok(None) => continue,
             Err(error) => {
@@ -206,7 +216,7 @@ fn repair_where(
                 continue;
             }
         };
-        match attach::detach_locked(&mut socket, attachment, &mut |_, _| Ok(())) {
+        match session.detach(attachment.id) {
             Ok(()) => {
                 let (interface, name) = (&attachment.interface, &attachment.workload.name);
                 let what = format!("{interface} of {name} ({})", attachment.id);
@@ -218,9 +228,8 @@ fn repair_where(
             Err(error) => fails(error),
         }
     }
-    let attached = read(&mut socket)?;
     for target in targets {
-        match attach::rescue(target, &attached) {
+        match attach::rescue(target, session.attached()) {
             Ok(rescued) => repaired.extend(
                 rescued
                     .into_iter()
@@ -231,26 +240,11 @@ fn repair_where(
             Err(error) => fails(error),
         }
     }
-    // A port whose record was never written is one that nothing depends on yet.
-    for stray in link::all(&mut socket)?.iter().filter(|link| is_stray(link)) {
-        socket.send(link::delete(stray.index, &stray.name))?;
-        repaired.push(Repaired {
-            what: stray.name.clone(),
-            done: "had no record yet; deleted".into(),
-        });
-    }
-    let had_bridge = link::by_name(&mut socket, BRIDGE)?.is_some();
-    attach::remove_unused_bridge(&mut socket)?;
-    if had_bridge && link::by_name(&mut socket, BRIDGE)?.is_none() {
-        repaired.push(Repaired {
-            what: BRIDGE.into(),
-            done: "nothing used it; deleted".into(),
-        });
-    }
+    repaired.extend(session.sweep()?);
     failed.map_or(Ok(repaired), Err)
 }
 
-fn is_stray(link: &Link) -> bool {
+pub(crate) fn is_stray(link: &Link) -> bool {
     let ours = link.group == GROUP && link.name.starts_with(PORT_PREFIX);
     ours && link.alias.as_deref().and_then(Record::decode).is_none()
 }
@@ -258,6 +252,11 @@ fn is_stray(link: &Link) -> bool {
 /// See [`list`].
 pub(crate) fn read(socket: &mut RouteSocket) -> Result<Vec<Attachment>, Error> {
     let links = link::all(socket)?;
+    among(socket, &links)
+}
+
+/// What of `links` is attached; the bridge has to be among them.
+pub(crate) fn among(socket: &mut RouteSocket, links: &[Link]) -> Result<Vec<Attachment>, Error> {
     let bridge = links
         .iter()
         .find(|link| link.name == BRIDGE && link.group == GROUP);
@@ -265,7 +264,7 @@ pub(crate) fn read(socket: &mut RouteSocket) -> Result<Vec<Attachment>, Error> {
         .iter()
         .filter_map(|link| inline(link, bridge))
         .collect();
-    found.extend(mirrored(socket, &links, bridge)?);
+    found.extend(mirrored(socket, links, bridge)?);
     found.sort_by_key(|attachment| attachment.id);
     Ok(found)
 }
@@ -295,11 +294,16 @@ fn mirrored(
     bridge: Option<&Link>,
 ) -> Result<Vec<Attachment>, Error> {
     let mut found = Vec::new();
-    let clsact: Vec<u32> = tc::qdiscs(socket)?
-        .iter()
-        .filter(|q| q.is_clsact())
-        .map(|q| q.link)
-        .collect();
+    // Of one link it is asked whether it has clsact, of many it is looked for in the list of all.
+    let clsact: BTreeSet<u32> = if links.len() <= 2 {
+        links.iter().map(|link| link.index).collect()
+    } else {
+        let all = tc::qdiscs(socket)?;
+        all.iter()
+            .filter(|q| q.is_clsact())
+            .map(|q| q.link)
+            .collect()
+    };
     for link in links
         .iter()
         .filter(|link| link.group != GROUP && clsact.contains(&link.index))

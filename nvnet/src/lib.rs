@@ -39,6 +39,7 @@ mod link;
 mod lock;
 mod netns;
 mod probe;
+mod session;
 mod socket;
 mod switch;
 mod sys;
@@ -58,3 +59,4 @@ pub use inventory::{
 pub use link::{Link, LinkStats};
 pub use netns::{Netns, NetnsId};
 pub use probe::{Blackout, Probed};
+pub use session::Session;

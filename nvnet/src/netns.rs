@@ -1,12 +1,13 @@
 //! Network namespaces by handle: opened once, entered only by threads that end afterwards.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -197,20 +198,11 @@ impl fmt::Debug for Netns {
 
 /// Every namespace that a process is in or a mount holds, each once. What only an open file holds is not among them.
 pub(crate) fn all() -> Vec<Netns> {
-    let mut found: Vec<Netns> = Vec::new();
-    for path in pids().map(|pid| pid.join("ns/net")).chain(mounted()) {
-        let Ok(stat) = std::fs::metadata(&path) else {
-            continue;
-        };
-        let id = NetnsId {
-            dev: stat.dev(),
-            ino: stat.ino(),
-        };
-        if found.iter().all(|netns| netns.id() != id) {
-            found.extend(open_if(&path, id, Netns::at_path));
-        }
-    }
-    found
+    look_around();
+    let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    seen.iter()
+        .filter_map(|(id, path)| open_if(path, *id, Netns::at_path))
+        .collect()
 }
 
 /// The folders of all processes.
@@ -244,10 +236,11 @@ pub(crate) fn find(id: NetnsId, likely_pid: Option<u32>) -> Option<Netns> {
     {
         return Some(found);
     }
-    if let Some(found) = pids().find_map(|pid| same(&pid.join("ns/net"))) {
+    if let Some(found) = seen(id).and_then(|path| same(&path)) {
         return Some(found);
     }
-    if let Some(found) = mounted().find_map(|at| same(&at)) {
+    look_around();
+    if let Some(found) = seen(id).and_then(|path| same(&path)) {
         return Some(found);
     }
     let held = |dir: PathBuf| {
@@ -269,6 +262,30 @@ pub(crate) fn find(id: NetnsId, likely_pid: Option<u32>) -> Option<Netns> {
                 .find_map(|task| same(&task.path().join("ns/net")))
         })
     })
+}
+
+/// Where namespaces were when they were last looked for, so that to find a thousand of them takes one look around. Only a
+/// hint: who opens such a path compares what is there.
+static SEEN: Mutex<BTreeMap<NetnsId, PathBuf>> = Mutex::new(BTreeMap::new());
+
+fn seen(id: NetnsId) -> Option<PathBuf> {
+    let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    seen.get(&id).cloned()
+}
+
+/// Fills [`SEEN`] with what processes are in and mounts hold.
+fn look_around() {
+    let mut found = BTreeMap::new();
+    for path in pids().map(|pid| pid.join("ns/net")).chain(mounted()) {
+        if let Ok(stat) = std::fs::metadata(&path) {
+            let id = NetnsId {
+                dev: stat.dev(),
+                ino: stat.ino(),
+            };
+            found.entry(id).or_insert(path);
+        }
+    }
+    *SEEN.lock().unwrap_or_else(PoisonError::into_inner) = found;
 }
 
 /// What `open` makes of `path`, if that is the namespace `id`.

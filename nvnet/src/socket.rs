@@ -31,6 +31,10 @@ const ATTR_MSG: u16 = 1;
 /// Room for a batch and its answers; thousands of routes fit.
 const BUFFER: usize = 8 << 20;
 
+/// Room for one message of the kernel's, larger than any it makes. How much is offered here is also what the kernel fills
+/// at a time when it lists things.
+const MESSAGE: usize = 256 << 10;
+
 /// How long an answer is waited for. The kernel always answers; this only keeps a bug from hanging for ever.
 const PATIENCE: TimeVal = TimeVal::new(30, 0);
 
@@ -106,6 +110,7 @@ pub(crate) struct RouteSocket {
     socket: Socket,
     netns: Netns,
     seq: u32,
+    buffer: Vec<u8>,
 }
 
 impl RouteSocket {
@@ -139,6 +144,7 @@ impl RouteSocket {
             socket,
             netns: netns.clone(),
             seq: 0,
+            buffer: Vec::with_capacity(MESSAGE),
         })
     }
 
@@ -292,17 +298,22 @@ impl RouteSocket {
         }
     }
 
-    fn receive(&self, op: impl Fn() -> String) -> Result<Vec<(Header, Vec<u8>)>, Error> {
-        let octets = loop {
-            match self.socket.recv_from_full() {
+    fn receive(&mut self, op: impl Fn() -> String) -> Result<Vec<(Header, Vec<u8>)>, Error> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC) {
+                Ok((len, _)) if len > self.buffer.len() => {
+                    let short = io::Error::other(format!("an answer of {len} octets"));
+                    return Err(self.failed(op(), short));
+                }
                 // Only the kernel (port 0) is believed: any process may send to a netlink port.
-                Ok((octets, from)) if from.port_number() == 0 => break octets,
+                Ok((_, from)) if from.port_number() == 0 => break,
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => return Err(self.failed(op(), source)),
             }
-        };
-        let mut rest = &octets[..];
+        }
+        let mut rest = &self.buffer[..];
         let mut messages = Vec::new();
         while let Some((header, _)) = rest.split_first_chunk::<HEADER>() {
             let header = Header::parse(header);

@@ -1,18 +1,20 @@
 //! Per-interface sysctls: those of the interface that is replaced are given to the one that replaces it.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 
 use crate::{Error, Netns};
 
-/// Where the kernel keeps settings by interface.
-const TREES: [&str; 4] = [
-    "/proc/sys/net/ipv4/conf",
-    "/proc/sys/net/ipv6/conf",
-    "/proc/sys/net/ipv4/neigh",
-    "/proc/sys/net/ipv6/neigh",
-];
+/// Where the kernel keeps settings of the network.
+const NET: &str = "/proc/sys/net";
+/// Where below it those of interfaces are.
+const TREES: [&str; 4] = ["ipv4/conf", "ipv6/conf", "ipv4/neigh", "ipv6/neigh"];
 
 /// Not copied: made from the link itself, secret, set over netlink, or the same thing under its older name.
 const LEFT_OUT: [&str; 6] = [
@@ -31,16 +33,20 @@ pub(crate) type Settings = BTreeMap<(usize, String), String>;
 pub(crate) fn read(netns: &Netns, interface: &str) -> Result<Settings, Error> {
     netns.run(|| {
         let mut all = Settings::new();
-        for (tree, root) in TREES.iter().enumerate() {
-            let Ok(entries) = std::fs::read_dir(Path::new(root).join(interface)) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                let name = entry.file_name().to_string_lossy().into_owned();
+        for (tree, mut folder) in folders(interface) {
+            let names: Vec<String> = folder
+                .iter()
+                .flatten()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .filter(|name| !name.starts_with('.'))
+                .collect();
+            for name in names {
                 if LEFT_OUT.contains(&&name[..]) {
                     continue;
                 }
-                if let Ok(value) = std::fs::read_to_string(entry.path()) {
+                let mut value = String::new();
+                let file = at(&folder, &name, OFlag::O_RDONLY);
+                if file.is_ok_and(|mut file| file.read_to_string(&mut value).is_ok()) {
                     all.insert((tree, name), value.trim_end().to_owned());
                 }
             }
@@ -49,29 +55,57 @@ pub(crate) fn read(netns: &Netns, interface: &str) -> Result<Settings, Error> {
     })
 }
 
+/// Where the settings of `interface` are, in the namespace of the calling thread.
+///
+/// Files are opened from there, by name: the kernel looks for `/proc/sys/net` among those of all namespaces, one after
+/// the other, which takes as long as there are containers.
+fn folders(interface: &str) -> Vec<(usize, Dir)> {
+    let Ok(net) = File::open(NET) else {
+        return vec![];
+    };
+    let how = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let open = |tree: &str| {
+        let path = Path::new(tree).join(interface);
+        Dir::openat(&net, &path, how, Mode::empty()).ok()
+    };
+    (0..TREES.len())
+        .filter_map(|tree| Some((tree, open(TREES[tree])?)))
+        .collect()
+}
+
+fn at(folder: &Dir, name: &str, how: OFlag) -> io::Result<File> {
+    let file = openat(folder, name, how | OFlag::O_CLOEXEC, Mode::empty())?;
+    Ok(file.into())
+}
+
 /// Gives `interface` those of `settings` in which it differs.
 pub(crate) fn write(netns: &Netns, interface: &str, settings: &Settings) -> Result<(), Error> {
     let present = read(netns, interface)?;
     netns.run(|| {
+        let folders = folders(interface);
         for ((tree, name), value) in settings {
             let key = (*tree, name.clone());
             if present.get(&key).is_none_or(|there| there == value) {
                 continue;
             }
-            let path: PathBuf = Path::new(TREES[*tree]).join(interface).join(name);
-            match std::fs::write(&path, value) {
+            let Some((_, folder)) = folders.iter().find(|(of, _)| of == tree) else {
+                continue;
+            };
+            let written =
+                at(folder, name, OFlag::O_WRONLY).and_then(|mut f| f.write_all(value.as_bytes()));
+            match written {
                 Ok(()) => {}
                 // Some are shown and cannot be set on every kernel.
                 Err(e)
                     if e.kind() == io::ErrorKind::PermissionDenied
                         && nix::unistd::geteuid().is_root() =>
                 {
-                    tracing::debug!(path = %path.display(), "read-only");
+                    tracing::debug!(tree = TREES[*tree], name, "read-only");
                 }
                 Err(source) => {
                     return Err(Error::Proc {
                         op: "write",
-                        path,
+                        path: Path::new(NET).join(TREES[*tree]).join(interface).join(name),
                         source,
                     });
                 }
@@ -84,7 +118,7 @@ pub(crate) fn write(netns: &Netns, interface: &str, settings: &Settings) -> Resu
 /// One value of `/proc/sys/net/ipv4/conf/NAME/rp_filter`, 0 when there is none.
 pub(crate) fn rp_filter(netns: &Netns, interface: &str) -> Result<u32, Error> {
     netns.run(|| {
-        let path = format!("{}/{interface}/rp_filter", TREES[0]);
+        let path = format!("{NET}/{}/{interface}/rp_filter", TREES[0]);
         std::fs::read_to_string(path)
             .ok()
             .and_then(|v| v.trim().parse().ok())
@@ -94,17 +128,12 @@ pub(crate) fn rp_filter(netns: &Netns, interface: &str) -> Result<u32, Error> {
 
 /// Whether the kernel has IPv6 at all.
 pub(crate) fn has_ipv6(netns: &Netns) -> Result<bool, Error> {
-    netns.run(|| Path::new(TREES[1]).exists())
+    netns.run(|| Path::new(NET).join(TREES[1]).exists())
 }
 
 /// The settings as lines, for comparing.
 pub(crate) fn describe(settings: &Settings) -> impl Iterator<Item = String> {
     settings.iter().map(|((tree, name), value)| {
-        format!(
-            "sysctl {}.{name} = {value}",
-            TREES[*tree]
-                .trim_start_matches("/proc/sys/net/")
-                .replace('/', ".")
-        )
+        format!("sysctl {}.{name} = {value}", TREES[*tree].replace('/', "."))
     })
 }

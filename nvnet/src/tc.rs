@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use netlink_packet_core::{DefaultNla, Emitable};
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_ECHO};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionGeneric, TcActionMirror, TcActionMirrorOption,
@@ -451,9 +451,27 @@ pub(crate) fn qdiscs(socket: &mut RouteSocket) -> Result<Vec<Qdisc>, Error> {
 
 /// Whether a link has clsact.
 pub(crate) fn has_clsact(socket: &mut RouteSocket, link: u32) -> Result<bool, Error> {
-    Ok(qdiscs(socket)?
-        .iter()
-        .any(|qdisc| qdisc.link == link && qdisc.is_clsact()))
+    let message = RouteNetlinkMessage::GetQueueDiscipline(clsact(link));
+    // Without NLM_F_ECHO the answer goes to those alone who listen to all changes.
+    match socket.get(&Request::new("look for clsact", NLM_F_ECHO, &message)) {
+        Ok(answer) => {
+            let kind = answer
+                .body
+                .get(TCMSG..)
+                .and_then(|attrs| attr::find(attrs, TCA_KIND));
+            Ok(kind.map(string).as_deref() == Some("clsact"))
+        }
+        // There is none, the link is gone, or what is there is an ingress discipline.
+        Err(Error::Refused { source, .. })
+            if matches!(
+                source.raw_os_error(),
+                Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The filters on one hook of a link; none when it has no clsact.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use nvnet::{Attachment, CheckedPlan, Mode, Netns, Plan};
+use nvnet::{Attachment, CheckedPlan, Mode, Netns, Plan, Session};
 use serde::Serialize;
 
 use crate::args::{Attach, ListOutput, ModeArg};
@@ -17,24 +17,32 @@ use crate::target::Target;
 pub(crate) fn run(args: &Attach, say: Say) -> Result<()> {
     let host = host()?;
     let mut opener = Opener::default();
+    // One for all targets: what is attached is read once, and nothing comes between.
+    let mut session =
+        Session::open(&host).map_err(|error| net("cannot read what is attached", &error))?;
     if args.dry_run {
         for target in &args.targets {
-            let plan = checked(args, &host, target, &mut opener, say)?;
+            let plan = checked(args, &host, target, &mut opener, session, say)?;
             show(target, &plan, args.output).map_err(|source| CliError::output(&source))?;
+            session = plan.into_session();
         }
         return Ok(());
     }
     let mut attached: Vec<Attachment> = Vec::new();
     for target in &args.targets {
-        let done = checked(args, &host, target, &mut opener, say).and_then(|plan| {
-            uninterrupted(|| plan.attach())
+        let done = checked(args, &host, target, &mut opener, session, say).and_then(|plan| {
+            uninterrupted(|| plan.attach_in_session())
                 .map_err(|error| net(format!("cannot attach {target}"), &error))
         });
         match done {
-            Ok(new) => attached.extend(new),
+            Ok((new, next)) => {
+                attached.extend(new);
+                session = next;
+            }
             Err(error) => return Err(take_back(&host, &attached, error)),
         }
     }
+    drop(session);
     say.note(format!(
         "attached {} interface{}; see who they talk to: nvcli flows --watch",
         attached.len(),
@@ -48,12 +56,13 @@ fn checked(
     host: &Netns,
     target: &Target,
     opener: &mut Opener,
+    mut session: Session,
     say: Say,
 ) -> Result<CheckedPlan> {
     let (netns, workload) = opener.open(target, say)?;
     if !args.dry_run {
         // What a killed run left half-done in there would be in the way.
-        let repaired = uninterrupted(|| nvnet::repair_target(host, &netns)).map_err(|error| {
+        let repaired = uninterrupted(|| session.repair_target(&netns)).map_err(|error| {
             net(
                 format!("cannot repair {target} before attaching it"),
                 &error,
@@ -75,7 +84,7 @@ fn checked(
         .interfaces
         .iter()
         .fold(plan, |plan, interface| plan.interface(interface));
-    plan.check()
+    plan.check_in(session)
         .map_err(|error| net(format!("cannot attach {target}"), &error))
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use nvnet::{Attachment, Netns};
+use nvnet::{Attachment, Netns, Session};
 use serde::Serialize;
 
 use crate::args::{Detach, ListOutput};
@@ -23,8 +23,9 @@ struct Detached<'a> {
 /// Detaches the targets; one that fails does not keep the others.
 pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
     let host = host()?;
-    let attached =
-        nvnet::list(&host).map_err(|error| net("cannot read what is attached", &error))?;
+    let mut session =
+        Session::open(&host).map_err(|error| net("cannot read what is attached", &error))?;
+    let attached = session.attached().to_vec();
     let mut chosen: Vec<&Attachment> = Vec::new();
     if args.all {
         chosen.extend(&attached);
@@ -61,7 +62,7 @@ pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
     }
     let mut failed: Option<CliError> = None;
     for attachment in chosen {
-        match uninterrupted(|| nvnet::detach(&host, attachment.id)) {
+        match uninterrupted(|| session.detach(attachment.id)) {
             Ok(()) => print(attachment, args.output).map_err(|source| CliError::output(&source))?,
             Err(error) => {
                 let (name, interface) = (&attachment.workload.name, &attachment.interface);

@@ -132,18 +132,20 @@ pub fn picture(netns: &nvnet::Netns) -> Result<String, Failed> {
     sh_in(
         netns,
         r#"
-        ip -d link show | sed -E 's/^[0-9]+: //; s/_timer +[0-9.]+/_timer/g'
-        ip -o addr show | sed -E 's/valid_lft [0-9]+sec preferred_lft [0-9]+sec/with a lifetime/'
+        # Few processes, since starting one is what takes longest where kernels are emulated.
+        printf '%s\n' 'link show' 'addr show' 'nexthop show' | ip -force -d -o -batch - 2>/dev/null |
+            sed -E 's/^[0-9]+: //; s/_timer +[0-9.]+/_timer/g; s/valid_lft [0-9]+sec preferred_lft [0-9]+sec/with a lifetime/'
         for family in -4 -6; do
-            ip $family rule show
+            printf '%s\n' 'rule show' 'neigh show nud permanent' 'neigh show proxy' | ip $family -batch -
             ip $family route show table all | sed -E 's/ expires [0-9]+sec//' | sort
-            ip $family neigh show nud permanent
-            ip $family neigh show proxy
         done
-        ip nexthop show 2>/dev/null
-        tc qdisc show
-        for link in $(ip -o link show | sed -E 's/^[0-9]+: ([^:@]+).*/\1/'); do
-            for hook in ingress egress; do tc filter show dev $link $hook 2>/dev/null | sed "s/^/$link $hook /"; done
+        qdiscs=$(tc qdisc show)
+        echo "$qdiscs"
+        for link in $(echo "$qdiscs" | sed -nE 's/^qdisc (clsact|ingress) .* dev ([^ ]+) .*/\2/p'); do
+            for hook in ingress egress; do
+                echo "$link $hook:"
+                tc filter show dev $link $hook 2>/dev/null
+            done
         done
         cd /proc/sys/net && grep -rs . ipv4/conf ipv6/conf ipv4/neigh ipv6/neigh | sort
         "#,

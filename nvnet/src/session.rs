@@ -1,0 +1,196 @@
+//! Several changes in a row, under one lock.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::OnceLock;
+
+use crate::features::Features;
+use crate::ids::{AttachmentId, PORT_PREFIX};
+use crate::inventory::{self, Attachment, Repaired};
+use crate::link::{self, Link};
+use crate::lock::Lock;
+use crate::socket::RouteSocket;
+use crate::{BRIDGE, Error, Mode, Netns, attach};
+
+/// Ports that a bridge can have: `BR_MAX_PORTS` of net/bridge/br_private.h, of which number 0 is none.
+const BRIDGE_PORTS: usize = 1_023;
+
+/// A host namespace whose attachments nobody else changes as long as this lives.
+///
+/// What is attached is read once, so that attaching the thousandth interface takes no longer than the first one. Other
+/// processes wait meanwhile, and so does this one when it opens a second session of the same host.
+#[must_use = "dropping a session lets go of its lock"]
+pub struct Session {
+    pub(crate) host: RouteSocket,
+    /// As read when the session was opened, with what it changed since.
+    attached: Vec<Attachment>,
+    /// Ids of what is attached, planned, or in use by a link.
+    taken: BTreeSet<AttachmentId>,
+    /// Ports of the bridge.
+    ports: usize,
+    /// All ids below are taken.
+    lowest: u16,
+    /// Ports without a record, which nothing depends on yet; only a process that was killed leaves them.
+    strays: Vec<(u32, String)>,
+    has_bridge: bool,
+    _lock: Lock,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("host", self.host.netns())
+            .field("attached", &self.attached.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Waits until no other process changes what is attached in `host`, and reads it.
+    ///
+    /// # Errors
+    /// The namespace could not be locked or entered, or the kernel's lists could not be read.
+    pub fn open(host: &Netns) -> Result<Self, Error> {
+        let lock = Lock::of(host)?;
+        let mut session = Self {
+            host: RouteSocket::open(host)?,
+            attached: vec![],
+            taken: BTreeSet::new(),
+            ports: 0,
+            lowest: 1,
+            strays: vec![],
+            has_bridge: false,
+            _lock: lock,
+        };
+        session.refresh()?;
+        Ok(session)
+    }
+
+    /// What is attached, by id.
+    pub fn attached(&self) -> &[Attachment] {
+        &self.attached
+    }
+
+    /// Undoes what a process that was killed left half-done in `target`, and what nothing depends on yet.
+    ///
+    /// # Errors
+    /// As [`repair`](crate::repair).
+    pub fn repair_target(&mut self, target: &Netns) -> Result<Vec<Repaired>, Error> {
+        inventory::repair_target_in(self, target)
+    }
+
+    /// Takes one attachment back, as [`detach`](crate::detach) does.
+    ///
+    /// # Errors
+    /// As [`detach`](crate::detach).
+    pub fn detach(&mut self, id: AttachmentId) -> Result<(), Error> {
+        self.detach_observed(id, &mut |_, _| Ok(()))
+    }
+
+    pub(crate) fn detach_observed(
+        &mut self,
+        id: AttachmentId,
+        before: &mut dyn FnMut(usize, &str) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let at = self.attached.iter().position(|a| a.id == id);
+        let at = at.ok_or(Error::NotAttached { id })?;
+        let alone = self.attached.len() == 1;
+        attach::detach_locked(&mut self.host, &self.attached[at], alone, before)?;
+        let gone = self.attached.remove(at);
+        self.taken.remove(&id);
+        self.lowest = self.lowest.min(id.number());
+        self.ports -= usize::from(gone.mode == Mode::Inline && self.ports > 0);
+        Ok(())
+    }
+
+    /// Reads again what is attached.
+    pub(crate) fn refresh(&mut self) -> Result<(), Error> {
+        let links = link::all(&mut self.host)?;
+        self.attached = inventory::among(&mut self.host, &links)?;
+        let of_ports = links
+            .iter()
+            .filter_map(|l| l.name.strip_prefix(PORT_PREFIX)?.parse().ok());
+        self.lowest = 1;
+        self.taken = of_ports.chain(self.attached.iter().map(|a| a.id)).collect();
+        let strays = links.iter().filter(|link| inventory::is_stray(link));
+        self.strays = strays.map(|link| (link.index, link.name.clone())).collect();
+        let bridge = links.iter().find(|link| link.name == BRIDGE);
+        self.has_bridge = bridge.is_some();
+        self.ports = bridge.map_or(0, |bridge| {
+            let of_bridge = |link: &&Link| link.master == Some(bridge.index);
+            links.iter().filter(of_bridge).count()
+        });
+        Ok(())
+    }
+
+    /// Deletes what was made for nothing: ports that no record was written for, a bridge that nothing uses.
+    pub(crate) fn sweep(&mut self) -> Result<Vec<Repaired>, Error> {
+        let mut swept = Vec::new();
+        for (index, name) in std::mem::take(&mut self.strays) {
+            self.host.send(link::delete(index, &name))?;
+            swept.push(Repaired {
+                what: name,
+                done: "had no record yet; deleted".into(),
+            });
+        }
+        if self.has_bridge && self.attached.is_empty() {
+            attach::remove_unused_bridge(&mut self.host)?;
+            if link::by_name(&mut self.host, BRIDGE)?.is_none() {
+                swept.push(Repaired {
+                    what: BRIDGE.into(),
+                    done: "nothing used it; deleted".into(),
+                });
+            }
+        }
+        if !swept.is_empty() {
+            self.refresh()?;
+        }
+        Ok(swept)
+    }
+
+    /// An id that nothing has; nothing else gets it as long as the session lives.
+    pub(crate) fn take_id(&mut self) -> Result<AttachmentId, Error> {
+        let free = (self.lowest..=u16::MAX)
+            .filter_map(AttachmentId::new)
+            .find(|id| !self.taken.contains(id));
+        let id = free.ok_or(Error::Exhausted {
+            what: "id",
+            taken: self.taken.len(),
+        })?;
+        self.taken.insert(id);
+        self.lowest = id.number();
+        Ok(id)
+    }
+
+    /// Refuses when the bridge has not as many free ports.
+    pub(crate) fn need_ports(&self, wanted: usize) -> Result<(), Error> {
+        if self.ports + wanted > BRIDGE_PORTS {
+            return Err(Error::Exhausted {
+                what: "port of nv-br, which takes 1,023",
+                taken: self.ports,
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes note of what was attached.
+    pub(crate) fn add(&mut self, new: &[Attachment]) {
+        self.ports += new.iter().filter(|a| a.mode == Mode::Inline).count();
+        self.attached.extend_from_slice(new);
+        self.attached.sort_by_key(|attachment| attachment.id);
+    }
+}
+
+/// What this kernel can do, tried once a process and not once an interface; a missing feature is looked for again.
+pub(crate) fn features(inline: bool) -> Result<Features, Error> {
+    static ALL: OnceLock<Features> = OnceLock::new();
+    if let Some(features) = ALL.get() {
+        return Ok(features.clone());
+    }
+    let features = Features::probe()?;
+    features.need(inline)?;
+    Ok(match features.need(true) {
+        Ok(()) => ALL.get_or_init(|| features).clone(),
+        Err(_) => features,
+    })
+}
