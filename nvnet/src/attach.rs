@@ -1366,6 +1366,12 @@ pub(crate) fn rescue(
         if held || record.ifindex != link.index || record.netns_ino != netns.id().ino {
             continue;
         }
+        // Both ends of a pair go together: as long as one is here, the other is a port of another host's bridge.
+        let tmp = record.id.tmp();
+        let stands = |l: &Link| l.group == GROUP && (l.name == record.interface || l.name == tmp);
+        if links.iter().any(stands) {
+            continue;
+        }
         let name = record.interface.clone();
         let standing = tc::all_filters(target, link.index)?;
         let mut batch = tc::delete(&standing, &link.name, tc::Standing::is_ours);

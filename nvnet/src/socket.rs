@@ -5,6 +5,7 @@
 //! `Drop`. So its message builders are used, and the messages travel here.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
     Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST,
@@ -215,8 +216,10 @@ impl RouteSocket {
 
     /// All messages of a dump; asks again when the kernel says that the list changed while it was read.
     pub(crate) fn dump(&mut self, request: &Request) -> Result<Vec<Answer>, Error> {
-        const TRIES: usize = 16;
-        for _ in 0..TRIES {
+        // Where a thousand links come and go, some hundred readings can be interrupted in a row.
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
             self.seq = self.seq.wrapping_add(1);
             let mut octets = Vec::new();
             request.emit(self.seq, NLM_F_DUMP, &mut octets);
@@ -231,7 +234,7 @@ impl RouteSocket {
                 request.op
             ),
             netns: self.netns.label().into(),
-            waited_ms: 0,
+            waited_ms: PATIENCE.as_millis() as u64,
         })
     }
 

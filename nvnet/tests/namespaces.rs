@@ -80,6 +80,10 @@ fn main() {
         a_port_deleted_by_hand_is_told_and_cleared,
     );
     add(
+        "another_hosts_attachment_is_left_alone",
+        another_hosts_attachment_is_left_alone,
+    );
+    add(
         "a_bridge_deleted_by_hand_is_told_and_repaired",
         a_bridge_deleted_by_hand_is_told_and_repaired,
     );
@@ -1061,6 +1065,26 @@ fn a_port_deleted_by_hand_is_told_and_cleared() -> Result<(), Failed> {
         sh_in(&lab.host, "ip -o link show | grep nv- | cat")?,
         String::new(),
     )
+}
+
+fn another_hosts_attachment_is_left_alone() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let target = &lab.containers[0].netns;
+    let attachment = attach(&lab, 0, Mode::Inline)?;
+    let before = sh_in(
+        target,
+        "ip -d addr show; tc filter show dev nv-ex-eth0 ingress",
+    )?;
+    let other = Lab::new(&["other"])?;
+    let repaired = nvnet::repair_target(&other.host, target).map_err(chain)?;
+    ensure(repaired.is_empty(), format!("{repaired:?}"))?;
+    let after = sh_in(
+        target,
+        "ip -d addr show; tc filter show dev nv-ex-eth0 ingress",
+    )?;
+    same("the container", before, after)?;
+    traffic(&lab)?;
+    detach(&lab, attachment.id)
 }
 
 fn a_bridge_deleted_by_hand_is_told_and_repaired() -> Result<(), Failed> {
