@@ -413,6 +413,7 @@ impl Meter {
         let hash = self.table.hash_of(slot);
         self.table.prefetch_index(hash);
         out.record(&self.table.record(slot, Some(reason)));
+        self.table.prefetch_following(slot);
         self.table.close(slot, hash);
     }
 }
