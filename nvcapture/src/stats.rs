@@ -22,3 +22,22 @@ pub struct SourceStats {
     #[doc(alias = "tp_freeze_q_cnt")]
     pub freezes: u64,
 }
+
+impl SourceStats {
+    /// Adds those of another source.
+    pub fn merge(&mut self, other: &Self) {
+        // Field by field without `..`, so that none can be forgotten.
+        let Self {
+            frames,
+            wire_octets,
+            truncated,
+            dropped,
+            freezes,
+        } = other;
+        self.frames += frames;
+        self.wire_octets += wire_octets;
+        self.truncated += truncated;
+        self.dropped += dropped;
+        self.freezes += freezes;
+    }
+}

@@ -5,12 +5,16 @@
 mod args;
 mod cmd;
 mod container;
+#[allow(dead_code, reason = "for the agent")]
+mod engine;
 mod escape;
 mod exit;
 mod expression;
 mod filter;
 mod names;
 mod open;
+#[allow(dead_code, reason = "for the agent")]
+mod queue;
 mod render;
 mod signals;
 mod target;

@@ -154,6 +154,26 @@ impl Meter {
             .try_for_each(|slot| visit(&self.table.record(slot, None)))
     }
 
+    /// As [`open`](Self::open) for up to `most` places of the table, from `from` on; tells from where to go on, `None` at the end.
+    ///
+    /// Frames may be metered between two such looks: a connection that stays open is shown once, one that is opened or ends meanwhile
+    /// may be shown or not.
+    pub fn open_from(
+        &self,
+        from: u32,
+        most: u32,
+        mut visit: impl FnMut(&FlowRecord),
+    ) -> Option<u32> {
+        let used = self.table.slots_used();
+        let end = from.saturating_add(most).min(used);
+        for slot in from..end {
+            if !self.table.entry(slot).is_free() {
+                visit(&self.table.record(slot, None));
+            }
+        }
+        (end < used).then_some(end)
+    }
+
     /// What was done so far.
     pub fn stats(&self) -> MeterStats {
         MeterStats {

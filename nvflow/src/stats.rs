@@ -44,4 +44,47 @@ impl MeterStats {
     pub const fn is_balanced(&self) -> bool {
         self.frames == self.metered + self.not_ip + self.unparsed + self.refused
     }
+
+    /// Adds those of another meter, of another thread; the high waters too, which need not have been at the same time.
+    pub fn merge(&mut self, other: &Self) {
+        // Field by field without `..`, so that none can be forgotten.
+        let Self {
+            frames,
+            metered,
+            not_ip,
+            unparsed,
+            refused,
+            fragments,
+            fragments_without_first,
+            decapsulated,
+            opened,
+            connections,
+            high_water,
+            evicted_ended,
+            evicted_embryonic,
+            evicted_idle,
+            records,
+            undelivered,
+        } = other;
+        for (mine, more) in [
+            (&mut self.frames, frames),
+            (&mut self.metered, metered),
+            (&mut self.not_ip, not_ip),
+            (&mut self.unparsed, unparsed),
+            (&mut self.refused, refused),
+            (&mut self.fragments, fragments),
+            (&mut self.fragments_without_first, fragments_without_first),
+            (&mut self.decapsulated, decapsulated),
+            (&mut self.opened, opened),
+            (&mut self.connections, connections),
+            (&mut self.high_water, high_water),
+            (&mut self.evicted_ended, evicted_ended),
+            (&mut self.evicted_embryonic, evicted_embryonic),
+            (&mut self.evicted_idle, evicted_idle),
+            (&mut self.records, records),
+            (&mut self.undelivered, undelivered),
+        ] {
+            *mine += more;
+        }
+    }
 }

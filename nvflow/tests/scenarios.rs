@@ -788,3 +788,47 @@ fn conversations_add_up_and_merge() {
             .all(|(key, _)| key.window == Timestamp::from_nanos(10_000_000_000))
     );
 }
+
+#[test]
+fn a_look_in_pieces_shows_what_stays_once() {
+    let mut meter = Meter::new(MeterConfig::default()).expect("memory");
+    let mut records = Vec::new();
+    let opening = |port: u16| http(0, ends(port), (1, 1)).into_iter().take(3);
+    for port in 1_000..1_100 {
+        observe(&mut meter, &mut records, &opening(port).collect::<Vec<_>>());
+    }
+    let mut seen = Vec::new();
+    let (mut from, mut looks) = (0, 0);
+    loop {
+        let next = meter.open_from(from, 16, |record| seen.push(record.source.port));
+        looks += 1;
+        // Frames come between two pieces, and new connections with them.
+        observe(
+            &mut meter,
+            &mut records,
+            &opening(2_000 + looks).collect::<Vec<_>>(),
+        );
+        match next {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    seen.retain(|port| *port < 2_000);
+    seen.sort_unstable();
+    assert_eq!(seen, (1_000..1_100).collect::<Vec<u16>>());
+    assert!(looks >= 100 / 16, "{looks}");
+}
+
+#[test]
+fn totals_of_two_meters_balance_when_they_are_added() {
+    let mut total = nvflow::MeterStats::default();
+    for port in [1, 2] {
+        let mut meter = Meter::new(MeterConfig::default()).expect("memory");
+        let mut records = Vec::new();
+        observe(&mut meter, &mut records, &http(0, ends(port), (1, 1)));
+        total.merge(&meter.stats());
+    }
+    assert!(total.is_balanced());
+    assert_eq!((total.opened, total.connections), (2, 2));
+    assert_eq!(total.frames, 2 * http(0, ends(1), (1, 1)).len() as u64);
+}
