@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
+use nvcapture::wire::Ethernet;
+
 use crate::Timeouts;
+
+/// The marker address' first four octets: "NeuV". The group bit is set where it stands for a group address.
+const MARKER: [u8; 4] = [0x4e, 0x65, 0x75, 0x56];
 
 /// Where the observation point's id comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,6 +19,31 @@ pub enum Observation {
     Fixed(u16),
     /// Frames carry it: a source address 4e:65:75:56:HH:LL on what leaves container HHLL, such a destination address on what enters it.
     Marker,
+}
+
+impl Observation {
+    /// The observation point of a frame with this header, and whether its sender is inside.
+    #[inline(always)]
+    pub(crate) fn of(self, ethernet: Option<&Ethernet<'_>>) -> (Option<u16>, Option<bool>) {
+        match (self, ethernet) {
+            (Self::None, _) | (Self::Marker, None) => (None, None),
+            (Self::Fixed(id), _) => (Some(id), None),
+            (Self::Marker, Some(ethernet)) => marker(ethernet),
+        }
+    }
+}
+
+/// The observation point in a frame's addresses, and whether the sender is inside.
+#[inline]
+fn marker(ethernet: &Ethernet<'_>) -> (Option<u16>, Option<bool>) {
+    for (address, sender_inside) in [(ethernet.source(), true), (ethernet.destination(), false)] {
+        if let [a, b, c, d, high, low] = address
+            && [a & !1, b, c, d] == MARKER
+        {
+            return (Some(u16::from_be_bytes([high, low])), Some(sender_inside));
+        }
+    }
+    (None, None)
 }
 
 /// How to meter.

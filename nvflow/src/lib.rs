@@ -18,6 +18,7 @@ mod index;
 mod key;
 mod meter;
 mod record;
+mod shards;
 mod sink;
 mod stats;
 mod table;
@@ -35,6 +36,7 @@ pub use record::{
     Columns, Endpoint, Field, FlowEndReason, FlowRecord, Labels, Side, TcpRecord, TcpSide, Value,
     Vantage,
 };
+pub use shards::Shards;
 pub use sink::{Sink, SinkFn, sink_fn};
 pub use stats::MeterStats;
 pub use tcp::TcpState;

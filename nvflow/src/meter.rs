@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::ControlFlow;
 
-use nvcapture::wire::{Ethernet, Headers, Plain, Transport, Tunnel, WireError};
+use nvcapture::wire::{Headers, Plain, Transport, Tunnel, WireError};
 use nvcapture::{Frame, Timestamp};
 
 use crate::clock::Clock;
@@ -12,8 +12,7 @@ use crate::fragments::Fragments;
 use crate::table::{Evicted, Table};
 use crate::tcp::Segment;
 use crate::{
-    Direction, Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig, MeterStats,
-    Observation, Sink,
+    Direction, Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig, MeterStats, Sink,
 };
 
 /// Frames whose memory is waited for together.
@@ -22,9 +21,6 @@ use crate::{
 /// addresses of IPv6 as a fifth). One frame after the other, every line would be waited for; in a batch they come while others are worked
 /// on. 32 is where more brought nothing (benches/table.rs).
 const BATCH: usize = 32;
-
-/// The marker address' first four octets: "NeuV". The group bit is set where it stands for a group address.
-const MARKER: [u8; 4] = [0x4e, 0x65, 0x75, 0x56];
 
 /// Meters frames into connections.
 ///
@@ -227,7 +223,7 @@ impl Meter {
     /// As [`step`](Self::step), for the frames that nearly all traffic is made of.
     #[inline(always)]
     fn step_plain(&mut self, frame: &Frame<'_>, plain: &Plain<'_>, micros: u64, now: u64) {
-        let (observation_point, sender_inside) = self.observation(|| Some(plain.ethernet));
+        let (observation_point, sender_inside) = self.config.observation.of(Some(&plain.ethernet));
         let (ports, segment) = match plain.transport {
             Transport::Tcp(tcp) => (
                 [tcp.source_port(), tcp.destination_port()],
@@ -259,22 +255,10 @@ impl Meter {
         step.sender_inside = sender_inside;
     }
 
-    /// The observation point of a frame, and whether its sender is inside.
-    #[inline(always)]
-    fn observation<'f>(
-        &self,
-        ethernet: impl FnOnce() -> Option<Ethernet<'f>>,
-    ) -> (Option<u16>, Option<bool>) {
-        match self.config.observation {
-            Observation::None => (None, None),
-            Observation::Fixed(id) => (Some(id), None),
-            Observation::Marker => ethernet().map_or((None, None), |ethernet| marker(&ethernet)),
-        }
-    }
-
     #[inline(always)]
     fn step(&mut self, frame: &Frame<'_>, headers: &Headers<'_>, micros: u64, now: u64) {
-        let (observation_point, sender_inside) = self.observation(|| headers.ethernet);
+        let (observation_point, sender_inside) =
+            self.config.observation.of(headers.ethernet.as_ref());
         let (mut key, mut direction) =
             FlowKey::of(headers, observation_point, self.config.vlan_in_key);
         if let Some(fragment) = headers.fragment {
@@ -442,19 +426,6 @@ impl Meter {
 #[inline(always)]
 fn frame_octets(frame: &Frame<'_>) -> u32 {
     frame.wire_len() + 4 * u32::from(frame.meta().vlan.is_some())
-}
-
-/// The observation point in a frame's addresses, and whether the sender is inside.
-#[inline]
-fn marker(ethernet: &Ethernet<'_>) -> (Option<u16>, Option<bool>) {
-    for (address, sender_inside) in [(ethernet.source(), true), (ethernet.destination(), false)] {
-        if let [a, b, c, d, high, low] = address
-            && [a & !1, b, c, d] == MARKER
-        {
-            return (Some(u16::from_be_bytes([high, low])), Some(sender_inside));
-        }
-    }
-    (None, None)
 }
 
 /// A sink that has not failed yet, or why it takes no more.
