@@ -37,6 +37,8 @@ pub struct RingConfig {
     ///
     /// Spends a processor to save a wake-up. `SO_BUSY_POLL` is not used: packet sockets have no queue to poll.
     pub busy_poll: Duration,
+    /// Whether frames tell how the packets are cut that they stand for: [`FrameMeta::segment_size`](crate::FrameMeta::segment_size).
+    pub segment_sizes: SegmentSizes,
     /// A classic BPF program that says which frames are wanted, run by the kernel before a frame is copied.
     ///
     /// Its answer is how many octets to keep, 0 for none; `snaplen` still applies.
@@ -55,9 +57,24 @@ impl Default for RingConfig {
             ignore_outgoing: false,
             fanout: None,
             busy_poll: Duration::ZERO,
+            segment_sizes: SegmentSizes::Auto,
             filter: None,
         }
     }
+}
+
+/// Whether a ring asks the kernel how super-frames are cut.
+///
+/// The kernel puts a `struct virtio_net_hdr` before each frame then, and drops super-frames of a kind that this cannot describe: SCTP's,
+/// and UDP's before Linux 6.2. They are counted in [`SourceStats::dropped_untold`](crate::SourceStats::dropped_untold).
+#[doc(alias = "PACKET_VNET_HDR")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SegmentSizes {
+    /// Asks from Linux 6.2 on, where only SCTP's super-frames are the price.
+    #[default]
+    Auto,
+    /// Does not ask: no frame is lost for it, and each says [`SegmentSize::Unknown`](crate::SegmentSize::Unknown).
+    Never,
 }
 
 /// A group of rings on one interface, each of which gets some of its frames.
@@ -98,8 +115,8 @@ pub struct RingGeometry {
 /// `tp_frame_size`: only checked by the kernel, not used by it for this ring version.
 const FRAME_SIZE: u32 = 2048;
 /// Block descriptor (48), frame head (68) and the room that the kernel leaves before the link header, aligned; 48 more
-/// for link headers longer than Ethernet's.
-pub(crate) const FRAME_OVERHEAD: u32 = 48 + 112 + 48;
+/// for link headers longer than Ethernet's, 16 for what is told of super-frames.
+pub(crate) const FRAME_OVERHEAD: u32 = 48 + 112 + 48 + 16;
 /// The largest frame that a host makes without BIG TCP: an IP packet of 65,535 octets, Ethernet and two VLAN tags.
 const SUPER_FRAME: u32 = 65_535 + 14 + 8;
 

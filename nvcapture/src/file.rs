@@ -422,6 +422,7 @@ impl<R: Read> FrameSource for CaptureFile<R> {
             frames: self.tally.frames,
             wire_octets: self.tally.wire_octets,
             truncated: self.tally.truncated,
+            dropped_untold: 0,
             dropped: self
                 .interfaces()
                 .iter()

@@ -1,6 +1,7 @@
 //! What every source of frames hands out: the octets, lent, and what is known of them.
 
 use std::fmt;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 /// A moment on the capture's clock: nanoseconds since the Unix epoch.
@@ -128,6 +129,24 @@ pub enum PacketType {
     Outgoing,
 }
 
+/// What the source says of the packets that a frame stands for.
+///
+/// Offloads let a host hand many packets of one connection around as one frame, a super-frame: the sender's before it is cut (TSO, UDP
+/// segmentation), the receiver's after it was put together (GRO). [`wire::Segments`](crate::wire::Segments) makes the number of packets of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SegmentSize {
+    /// Nothing: files do not say it, nor do rings before Linux 6.2.
+    #[default]
+    Unknown,
+    /// The frame is one packet.
+    Whole,
+    /// The frame is a super-frame: each of its packets but the last carries so many octets of TCP or UDP payload.
+    ///
+    /// Source: `gso_size` of `struct virtio_net_hdr`, include/uapi/linux/virtio_net.h.
+    #[doc(alias = "gso_size")]
+    Octets(NonZeroU16),
+}
+
 /// What the source knows of a frame beside its octets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameMeta {
@@ -145,6 +164,8 @@ pub struct FrameMeta {
     pub packet_type: Option<PacketType>,
     /// The layer-4 checksum was left for the device to fill in (`TP_STATUS_CSUMNOTREADY`): it is wrong and that is fine.
     pub checksum_not_ready: bool,
+    /// Whether it is one packet, or how those are cut that it stands for.
+    pub segment_size: SegmentSize,
 }
 
 impl FrameMeta {
@@ -158,6 +179,7 @@ impl FrameMeta {
             vlan: None,
             packet_type: None,
             checksum_not_ready: false,
+            segment_size: SegmentSize::Unknown,
         }
     }
 }

@@ -41,7 +41,7 @@ mod writer;
 
 pub use bpf::BpfInsn;
 #[cfg(feature = "ring")]
-pub use config::{Fanout, FanoutMode, RingConfig, RingGeometry};
+pub use config::{Fanout, FanoutMode, RingConfig, RingGeometry, SegmentSizes};
 #[cfg(feature = "ring")]
 pub use ring::{Block, Frames, Ring};
 #[cfg(feature = "ring")]
@@ -50,7 +50,7 @@ pub use socket::Interface;
 pub use error::Error;
 #[cfg(feature = "file")]
 pub use file::{CaptureFile, FileBlock, FileFrames, FileInterface};
-pub use frame::{Frame, FrameMeta, LinkType, PacketType, Timestamp, VlanTag};
+pub use frame::{Frame, FrameMeta, LinkType, PacketType, SegmentSize, Timestamp, VlanTag};
 pub use source::{FrameBlock, FrameSource, Next};
 pub use stats::SourceStats;
 #[doc(hidden)]

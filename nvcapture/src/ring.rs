@@ -1,6 +1,7 @@
 //! TPACKET_V3: the ring lends blocks, a block lends frames.
 
 use std::cell::Cell;
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -8,11 +9,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::socket::{Interface, Socket, UnboundSocket};
-use crate::sys::abi::{FRAME_HDR_LEN, FRAME_HEAD_LEN, PKTTYPE};
+use crate::sys::abi::{
+    FRAME_HDR_LEN, FRAME_HEAD_LEN, PKTTYPE, VNET_GSO_NONE, VNET_GSO_SIZE, VNET_GSO_TYPE,
+    VNET_HDR_LEN,
+};
 use crate::sys::mapping::{Lent, Mapping};
 use crate::{
     Error, Frame, FrameBlock, FrameMeta, FrameSource, LinkType, Next, PacketType, RingConfig,
-    RingGeometry, SourceStats, Timestamp, VlanTag,
+    RingGeometry, SegmentSize, SourceStats, Timestamp, VlanTag,
 };
 
 /// Frames of one interface, read from memory shared with the kernel (AF_PACKET, TPACKET_V3).
@@ -71,6 +75,7 @@ struct Tally {
     frames: u64,
     wire_octets: u64,
     truncated: u64,
+    untold: u64,
     /// Frames in the blocks that went back to the kernel, as the kernel told it.
     returned: u64,
     malformed: Option<(u32, u32)>,
@@ -171,8 +176,7 @@ impl Ring {
                     lent,
                     &mut self.tally,
                     self.geometry.block_nr() as usize,
-                    self.socket.ifindex,
-                    self.socket.link_type,
+                    &self.socket,
                 )))
             }
             None => Ok(Next::TimedOut),
@@ -327,6 +331,7 @@ impl Ring {
             wire_octets: self.tally.wire_octets,
             truncated: self.tally.truncated,
             dropped: self.counts.drops,
+            dropped_untold: self.tally.untold,
             freezes: self.counts.freezes,
         })
     }
@@ -344,6 +349,19 @@ impl Ring {
     /// The interface's number.
     pub const fn ifindex(&self) -> u32 {
         self.socket.ifindex
+    }
+
+    /// Whether the kernel tells how super-frames are cut: see [`SegmentSizes`](crate::SegmentSizes).
+    pub const fn tells_segment_sizes(&self) -> bool {
+        self.socket.segment_sizes
+    }
+
+    /// Octets of the longest IP packet that the interface sends as one frame, as it is now.
+    ///
+    /// # Errors
+    /// [`Error::Ring`] when the kernel does not say, as of an interface that is gone.
+    pub fn mtu(&self) -> Result<u32, Error> {
+        self.socket.mtu()
     }
 
     /// What the frames' first octets are.
@@ -381,6 +399,20 @@ struct Walk {
     offset: usize,
     wire_octets: u64,
     truncated: u32,
+    /// Places in the block that the kernel left without a frame.
+    holes: u32,
+}
+
+impl Walk {
+    const fn starting(offset: usize) -> Self {
+        Self {
+            read: 0,
+            offset,
+            wire_octets: 0,
+            truncated: 0,
+            holes: 0,
+        }
+    }
 }
 
 /// A run of frames; the kernel does not touch it until it is dropped.
@@ -410,37 +442,29 @@ pub struct Block<'r> {
     block_nr: usize,
     ifindex: u32,
     link_type: LinkType,
+    segment_sizes: bool,
     frames: u32,
     /// The furthest that any walk got: each frame is counted once, however often it is looked at.
     furthest: Cell<Walk>,
 }
 
 impl<'r> Block<'r> {
-    fn new(
-        lent: Lent<'r>,
-        tally: &'r mut Tally,
-        block_nr: usize,
-        ifindex: u32,
-        link_type: LinkType,
-    ) -> Self {
-        let furthest = Cell::new(Walk {
-            read: 0,
-            offset: lent.offset_to_first_pkt() as usize,
-            wire_octets: 0,
-            truncated: 0,
-        });
+    fn new(lent: Lent<'r>, tally: &'r mut Tally, block_nr: usize, socket: &Socket) -> Self {
+        let furthest = Cell::new(Walk::starting(lent.offset_to_first_pkt() as usize));
         Self {
             frames: lent.num_pkts(),
             lent,
             tally,
             block_nr,
-            ifindex,
-            link_type,
+            ifindex: socket.ifindex,
+            link_type: socket.link_type,
+            segment_sizes: socket.segment_sizes,
             furthest,
         }
     }
 
-    /// Frames in the block.
+    /// Frames in the block; a little more where the kernel dropped some too late to leave no place for them
+    /// ([`SourceStats::dropped_untold`]).
     pub const fn len(&self) -> usize {
         self.frames as usize
     }
@@ -465,12 +489,8 @@ impl<'r> Block<'r> {
             frames: self.frames,
             ifindex: self.ifindex,
             link_type: self.link_type,
-            walk: Walk {
-                read: 0,
-                offset,
-                wire_octets: 0,
-                truncated: 0,
-            },
+            segment_sizes: self.segment_sizes,
+            walk: Walk::starting(offset),
             furthest: &self.furthest,
         }
     }
@@ -495,10 +515,12 @@ impl Drop for Block<'_> {
         if walk.read < self.frames {
             tally.malformed = Some((tally.cursor as u32, self.frames - walk.read));
         }
-        tally.frames += u64::from(walk.read);
+        tally.frames += u64::from(walk.read - walk.holes);
+        tally.untold += u64::from(walk.holes);
         tally.wire_octets += walk.wire_octets;
         tally.truncated += u64::from(walk.truncated);
-        tally.returned += u64::from(self.frames);
+        // What the kernel dropped it did not count as taken in.
+        tally.returned += u64::from(self.frames - walk.holes);
         tally.cursor = (tally.cursor + 1) % self.block_nr;
     }
 }
@@ -510,6 +532,7 @@ pub struct Frames<'b> {
     frames: u32,
     ifindex: u32,
     link_type: LinkType,
+    segment_sizes: bool,
     walk: Walk,
     furthest: &'b Cell<Walk>,
 }
@@ -519,9 +542,26 @@ impl<'b> Iterator for Frames<'b> {
 
     #[inline]
     fn next(&mut self) -> Option<Frame<'b>> {
-        if self.walk.read == self.frames {
-            return None;
+        loop {
+            if self.walk.read == self.frames {
+                return None;
+            }
+            if let Some(frame) = self.step()? {
+                return Some(frame);
+            }
         }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        // Fewer when the block is malformed.
+        (0, Some((self.frames - self.walk.read) as usize))
+    }
+}
+
+impl<'b> Frames<'b> {
+    /// The frame in the next place, if the kernel left one there; nothing where the block is malformed.
+    #[inline(always)]
+    fn step(&mut self) -> Option<Option<Frame<'b>>> {
         // The kernel wrote all that follows; it is checked as if anybody had.
         let at = self.walk.offset.checked_sub(Lent::BASE)?;
         let behind = self.octets.get(at..)?;
@@ -530,7 +570,13 @@ impl<'b> Iterator for Frames<'b> {
         let wire_len = u32_at(head, 16);
         let status = u32_at(head, 20);
         let mac = usize::from(u16_at(head, 24));
-        let octets = behind.get(mac..)?.get(..snaplen)?;
+        // Dropped when its place was taken: all but tp_next_offset and the status is what lay here before.
+        let is_hole = self.segment_sizes && status & libc::TP_STATUS_USER == 0;
+        let octets = if is_hole {
+            &[]
+        } else {
+            behind.get(mac..)?.get(..snaplen)?
+        };
 
         let next_offset = u32_at(head, 0) as usize;
         if self.walk.read + 1 < self.frames {
@@ -541,6 +587,10 @@ impl<'b> Iterator for Frames<'b> {
             self.walk.offset += next_offset;
         }
         self.walk.read += 1;
+        if is_hole {
+            self.walk.holes += 1;
+            return Some(None);
+        }
         self.walk.wire_octets += u64::from(wire_len);
         self.walk.truncated += u32::from(snaplen < wire_len as usize);
 
@@ -569,13 +619,30 @@ impl<'b> Iterator for Frames<'b> {
                 _ => None,
             },
             checksum_not_ready: status & libc::TP_STATUS_CSUMNOTREADY != 0,
+            segment_size: if self.segment_sizes {
+                segment_size(behind, mac)
+            } else {
+                SegmentSize::Unknown
+            },
         };
-        Some(Frame::new(octets, meta))
+        Some(Some(Frame::new(octets, meta)))
     }
+}
 
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        // Fewer when the block is malformed.
-        (0, Some((self.frames - self.walk.read) as usize))
+/// What the header before a frame that begins at `mac` says.
+#[inline(always)]
+fn segment_size(behind: &[u8], mac: usize) -> SegmentSize {
+    let header: Option<&[u8; VNET_HDR_LEN]> = mac
+        .checked_sub(VNET_HDR_LEN)
+        .and_then(|at| behind.get(at..)?.first_chunk());
+    match header {
+        Some(header) if header[VNET_GSO_TYPE] == VNET_GSO_NONE => SegmentSize::Whole,
+        Some(header) => {
+            let [a, b] = [header[VNET_GSO_SIZE], header[VNET_GSO_SIZE + 1]];
+            NonZeroU16::new(u16::from_ne_bytes([a, b]))
+                .map_or(SegmentSize::Unknown, SegmentSize::Octets)
+        }
+        None => SegmentSize::Unknown,
     }
 }
 
@@ -593,4 +660,222 @@ fn u32_at(head: &[u8; FRAME_HEAD_LEN], at: usize) -> u32 {
 
 fn u16_at(head: &[u8; FRAME_HEAD_LEN], at: usize) -> u16 {
     u16::from_ne_bytes([head[at], head[at + 1]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::abi::BLOCK_DESC_LEN;
+
+    /// A place in a block, as the kernel fills it.
+    struct Place {
+        status: u32,
+        vlan: (u32, u16),
+        packet_type: u8,
+        /// Before the frame: `gso_type`, `gso_size`.
+        gso: (u8, u16),
+        octets: Vec<u8>,
+        wire_len: u32,
+    }
+
+    impl Place {
+        fn new(status: u32) -> Self {
+            Self {
+                status,
+                vlan: (0, 0),
+                packet_type: libc::PACKET_HOST,
+                gso: (VNET_GSO_NONE, 0),
+                octets: vec![7; 20],
+                wire_len: 20,
+            }
+        }
+    }
+
+    const TAKEN: u32 = libc::TP_STATUS_USER;
+    const MAC: usize = 98;
+
+    /// The octets of a block behind its status, as [`Lent::octets`] gives them.
+    fn block(places: &[Place]) -> Vec<u8> {
+        let mut octets = vec![0; BLOCK_DESC_LEN];
+        for (number, place) in places.iter().enumerate() {
+            let length = (MAC + place.octets.len()).next_multiple_of(16);
+            // What an earlier turn left here: the kernel writes only what follows.
+            let mut frame = vec![0xee; length];
+            let mut word = |at: usize, value: u32| {
+                frame[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+            };
+            word(
+                0,
+                if number + 1 == places.len() {
+                    0
+                } else {
+                    length as u32
+                },
+            );
+            word(20, place.status);
+            word(32, place.vlan.0);
+            if place.status & TAKEN != 0 {
+                word(4, 1_700_000_000);
+                word(8, 999_999_999);
+                word(12, place.octets.len() as u32);
+                word(16, place.wire_len);
+                frame[24..26].copy_from_slice(&(MAC as u16).to_ne_bytes());
+                frame[36..38].copy_from_slice(&place.vlan.1.to_ne_bytes());
+                frame[PKTTYPE] = place.packet_type;
+                let header = MAC - VNET_HDR_LEN;
+                frame[header + VNET_GSO_TYPE] = place.gso.0;
+                frame[header + VNET_GSO_SIZE..header + VNET_GSO_SIZE + 2]
+                    .copy_from_slice(&place.gso.1.to_ne_bytes());
+                frame[MAC..MAC + place.octets.len()].copy_from_slice(&place.octets);
+            }
+            octets.extend(frame);
+        }
+        octets.split_off(Lent::BASE)
+    }
+
+    fn walk(places: &[Place], segment_sizes: bool) -> (Vec<FrameMeta>, Walk) {
+        let octets = block(places);
+        let furthest = Cell::new(Walk::starting(BLOCK_DESC_LEN));
+        let frames = Frames {
+            octets: &octets,
+            frames: places.len() as u32,
+            ifindex: 3,
+            link_type: LinkType::ETHERNET,
+            segment_sizes,
+            walk: furthest.get(),
+            furthest: &furthest,
+        };
+        let metas = frames
+            .map(|frame| {
+                assert_eq!(frame.octets()[..1], [7]);
+                *frame.meta()
+            })
+            .collect();
+        (metas, furthest.get())
+    }
+
+    #[test]
+    fn every_field_is_the_kernels() {
+        let plain = FrameMeta {
+            timestamp: Timestamp::from_nanos(1_700_000_000_999_999_999),
+            wire_len: 20,
+            link_type: LinkType::ETHERNET,
+            interface: 3,
+            vlan: None,
+            packet_type: Some(PacketType::Host),
+            checksum_not_ready: false,
+            segment_size: SegmentSize::Whole,
+        };
+        let tagged = TAKEN | libc::TP_STATUS_VLAN_VALID;
+        let size = |octets| SegmentSize::Octets(NonZeroU16::new(octets).unwrap());
+        let cases = [
+            (Place::new(TAKEN), plain),
+            (
+                Place::new(TAKEN | libc::TP_STATUS_CSUMNOTREADY),
+                FrameMeta {
+                    checksum_not_ready: true,
+                    ..plain
+                },
+            ),
+            (
+                Place {
+                    wire_len: 262_144,
+                    gso: (4 | 0x80, 1440),
+                    ..Place::new(TAKEN)
+                },
+                FrameMeta {
+                    wire_len: 262_144,
+                    segment_size: size(1440),
+                    ..plain
+                },
+            ),
+            (
+                // A kind of segmentation, but no size: nothing can be made of it.
+                Place {
+                    gso: (1, 0),
+                    ..Place::new(TAKEN)
+                },
+                FrameMeta {
+                    segment_size: SegmentSize::Unknown,
+                    ..plain
+                },
+            ),
+            (
+                Place {
+                    vlan: (0x602a, 0x88a8),
+                    ..Place::new(tagged | libc::TP_STATUS_VLAN_TPID_VALID)
+                },
+                FrameMeta {
+                    vlan: Some(VlanTag {
+                        tpid: 0x88a8,
+                        tci: 0x602a,
+                    }),
+                    ..plain
+                },
+            ),
+            (
+                // Kernels that do not tell the TPID take out 802.1Q tags alone.
+                Place {
+                    vlan: (5, 0),
+                    ..Place::new(tagged)
+                },
+                FrameMeta {
+                    vlan: Some(VlanTag {
+                        tpid: 0x8100,
+                        tci: 5,
+                    }),
+                    ..plain
+                },
+            ),
+        ];
+        for (place, expected) in cases {
+            assert_eq!(walk(&[place], true).0, [expected]);
+        }
+        for (number, packet_type) in [
+            (libc::PACKET_HOST, Some(PacketType::Host)),
+            (libc::PACKET_BROADCAST, Some(PacketType::Broadcast)),
+            (libc::PACKET_MULTICAST, Some(PacketType::Multicast)),
+            (libc::PACKET_OTHERHOST, Some(PacketType::OtherHost)),
+            (libc::PACKET_OUTGOING, Some(PacketType::Outgoing)),
+            (77, None),
+        ] {
+            let place = Place {
+                packet_type: number,
+                ..Place::new(TAKEN)
+            };
+            assert_eq!(
+                walk(&[place], true).0,
+                [FrameMeta {
+                    packet_type,
+                    ..plain
+                }]
+            );
+        }
+        let unasked = Place {
+            gso: (1, 1000),
+            ..Place::new(TAKEN)
+        };
+        assert_eq!(
+            walk(&[unasked], false).0[0].segment_size,
+            SegmentSize::Unknown
+        );
+    }
+
+    #[test]
+    fn what_the_kernel_dropped_in_the_block_is_left_out_and_counted() {
+        for places in [
+            vec![0, TAKEN, TAKEN],
+            vec![TAKEN, 0, libc::TP_STATUS_VLAN_VALID, TAKEN],
+            vec![TAKEN, TAKEN, 0],
+            vec![0],
+        ] {
+            let taken = places.iter().filter(|status| **status & TAKEN != 0).count();
+            let all: Vec<_> = places.iter().map(|status| Place::new(*status)).collect();
+            let (metas, walk) = walk(&all, true);
+            assert_eq!(metas.len(), taken, "{places:?}");
+            assert_eq!(walk.read as usize, places.len());
+            assert_eq!(walk.holes as usize, places.len() - taken);
+            assert_eq!(walk.wire_octets, 20 * taken as u64);
+        }
+    }
 }

@@ -7,13 +7,27 @@ use nix::errno::Errno;
 
 use crate::bpf::{self, BpfInsn};
 use crate::sys::{abi, sockopt};
-use crate::{Error, Fanout, FanoutMode, LinkType, RingConfig, RingGeometry};
+use crate::{Error, Fanout, FanoutMode, LinkType, RingConfig, RingGeometry, SegmentSizes};
 
 /// `PACKET_FANOUT_FLAG_IGNORE_OUTGOING` does not exist before Linux 5.17, so it is tried, not required.
 const FANOUT_FLAGS: i32 = 16;
 
 /// Missing in libc: a device without link headers, as modems are.
 const ARPHRD_RAWIP: u16 = 519;
+
+/// Whether the kernel can describe UDP's super-frames in a `struct virtio_net_hdr`, as it does since Linux 6.2 (commit 860b7f27b8f7).
+///
+/// Told by its release: it cannot be tried without such a frame, and a kernel that cannot loses it.
+fn tells_segments() -> bool {
+    nix::sys::utsname::uname().is_ok_and(|name| since_6_2(&name.release().to_string_lossy()))
+}
+
+fn since_6_2(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(2))
+}
 
 /// Which interface a ring is opened on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +91,7 @@ pub(crate) struct UnboundSocket {
     fd: OwnedFd,
     ifindex: u32,
     name: String,
+    segment_sizes: bool,
 }
 
 impl UnboundSocket {
@@ -95,7 +110,13 @@ impl UnboundSocket {
             },
             source,
         })?;
-        let socket = Self { fd, ifindex, name };
+        let mut socket = Self {
+            fd,
+            ifindex,
+            name,
+            segment_sizes: false,
+        };
+        let segment_sizes = config.segment_sizes == SegmentSizes::Auto && tells_segments();
         let version = libc::tpacket_versions::TPACKET_V3 as libc::c_int;
         socket.set(
             libc::SOL_PACKET,
@@ -104,6 +125,22 @@ impl UnboundSocket {
             || "TPACKET_V3".into(),
             "the kernel needs CONFIG_PACKET and to be Linux 3.2 or later",
         )?;
+        if segment_sizes {
+            // Both have to be known before the ring is made.
+            let never = "leave segment_sizes at Never";
+            let option = ("PACKET_VNET_HDR", abi::PACKET_VNET_HDR);
+            socket.set(libc::SOL_PACKET, option, &1, || "1".into(), never)?;
+            let reserve = ("PACKET_RESERVE", libc::PACKET_RESERVE);
+            let octets = abi::VNET_ALIGNMENT;
+            socket.set(
+                libc::SOL_PACKET,
+                reserve,
+                &octets,
+                || octets.to_string(),
+                never,
+            )?;
+            socket.segment_sizes = true;
+        }
         socket.set(
             libc::SOL_PACKET,
             ("PACKET_RX_RING", libc::PACKET_RX_RING),
@@ -222,6 +259,7 @@ impl UnboundSocket {
             ifindex: self.ifindex,
             name: self.name,
             link_type,
+            segment_sizes: self.segment_sizes,
         })
     }
 
@@ -296,6 +334,8 @@ pub(crate) struct Socket {
     pub(crate) ifindex: u32,
     pub(crate) name: String,
     pub(crate) link_type: LinkType,
+    /// Frames have a `struct virtio_net_hdr` before them.
+    pub(crate) segment_sizes: bool,
 }
 
 impl Socket {
@@ -330,6 +370,10 @@ impl Socket {
         })
     }
 
+    pub(crate) fn mtu(&self) -> Result<u32, Error> {
+        sockopt::mtu(self.as_fd(), &self.name).map_err(|source| self.failed("SIOCGIFMTU", source))
+    }
+
     /// Whether the interface is still there; a socket whose interface was removed stays open and silent.
     pub(crate) fn is_gone(&self) -> Result<bool, Error> {
         let bound =
@@ -342,6 +386,30 @@ impl Socket {
             op,
             interface: self.name.clone(),
             source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_tells_its_version() {
+        for (release, is_since) in [
+            ("6.18.44-fc-v657", true),
+            ("6.2.0-39-generic", true),
+            ("6.2", true),
+            ("7.0-rc1", true),
+            ("10.0.1", true),
+            ("6.1.0-56-amd64", false),
+            ("5.15.0", false),
+            ("4.19.2", false),
+            ("6", false),
+            ("", false),
+            ("unknown", false),
+        ] {
+            assert_eq!(since_6_2(release), is_since, "{release}");
         }
     }
 }

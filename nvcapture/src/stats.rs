@@ -11,11 +11,13 @@ pub struct SourceStats {
     pub wire_octets: u64,
     /// Frames that came with fewer octets than they had on the wire.
     pub truncated: u64,
-    /// Frames the kernel dropped because the ring was full.
+    /// Frames the kernel dropped: the ring was full, or see [`dropped_untold`](Self::dropped_untold).
     ///
     /// Source: `tp_drops` of `PACKET_STATISTICS`.
     #[doc(alias = "tp_drops")]
     pub dropped: u64,
+    /// Of those dropped: super-frames whose cut the kernel cannot tell beside them, such as SCTP's; always 0 where it is not asked.
+    pub dropped_untold: u64,
     /// Times the kernel found no free block and stood still.
     ///
     /// Source: `tp_freeze_q_cnt` of `PACKET_STATISTICS`.
@@ -32,12 +34,14 @@ impl SourceStats {
             wire_octets,
             truncated,
             dropped,
+            dropped_untold,
             freezes,
         } = other;
         self.frames += frames;
         self.wire_octets += wire_octets;
         self.truncated += truncated;
         self.dropped += dropped;
+        self.dropped_untold += dropped_untold;
         self.freezes += freezes;
     }
 }

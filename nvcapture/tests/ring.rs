@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "shared with nvflow's test of replays")]
 mod common;
 
+use std::num::NonZeroU16;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -13,7 +14,8 @@ use common::{Pair, Sender, in_netns, needing, privileged, received, send_raw};
 use libtest_mimic::{Arguments, Failed};
 use nvcapture::{
     BpfInsn, CaptureFile, CaptureWriter, Error, Fanout, FanoutMode, InterfaceDescription, Next,
-    PacketType, Ring, RingConfig, SourceStats, VlanTag,
+    PacketType, Ring, RingConfig, SegmentSize, SegmentSizes, SourceStats, VlanTag,
+    wire::{Headers, Segments},
 };
 
 type Test = Result<(), Failed>;
@@ -45,6 +47,7 @@ fn main() -> std::process::ExitCode {
         privileged("a_block_looked_at_twice_or_never_counts_once", counts_once),
         privileged("snaplen_cuts_in_the_kernel", snaplen_cuts_in_the_kernel),
         privileged("vlan_tag_comes_beside_the_octets", vlan_tag),
+        privileged("super_frames_tell_how_they_are_cut", super_frames),
         privileged("outgoing_frames_can_be_left_out", outgoing),
         privileged(
             "a_full_ring_counts_what_it_drops",
@@ -256,6 +259,65 @@ fn vlan_tag() -> Test {
         }
     }
     assert_eq!(written, frames);
+    Ok(())
+}
+
+/// Of the kernel's own making: UDP segmentation, which veth carries uncut.
+fn super_frames() -> Test {
+    let pair = Pair::new()?;
+    let never = RingConfig {
+        segment_sizes: SegmentSizes::Never,
+        ..small()
+    };
+    let cut = RingConfig {
+        snaplen: Some(60),
+        ..small()
+    };
+    let mut rings = [
+        Ring::open(&small(), "right")?,
+        Ring::open(&cut, "right")?,
+        Ring::open(&never, "right")?,
+    ];
+    assert_eq!(rings[0].mtu()?, 1500);
+    pair.set_mtu(2000)?;
+    assert_eq!(rings[0].mtu()?, 2000);
+    let told = rings[0].tells_segment_sizes();
+    assert!(!rings[2].tells_segment_sizes());
+    let sender = Sender::new()?;
+    sender.segments(1000)?;
+    sender.send(1, 999)?;
+    sender.send(1, 4001)?;
+    sender.send(1, 1000)?;
+    sender.segments(333)?;
+    sender.send(1, 3330)?;
+    let size = |octets| match NonZeroU16::new(octets) {
+        Some(octets) => SegmentSize::Octets(octets),
+        None => SegmentSize::Whole,
+    };
+    let expected = [(999, 0, 1), (4001, 1000, 5), (1000, 0, 1), (3330, 333, 10)];
+    for (at, ring) in rings.iter_mut().enumerate() {
+        ring.stop()?;
+        let mut seen = Vec::new();
+        while let Next::Block(block) = ring.next_block(None)? {
+            for frame in block.frames() {
+                let headers = Headers::parse(&frame)?;
+                let count = Segments::of(&frame, &headers, None).map_or(1, |told| told.count);
+                // Nothing is moved by what the kernel tells beside the octets.
+                assert_eq!(frame.octets()[12..15], [8, 0, 0x45]);
+                let payload = frame.wire_len() as usize - HEADERS;
+                seen.push((payload, frame.meta().segment_size, count));
+            }
+        }
+        let expected = expected.map(|(payload, octets, count)| {
+            if told && at < 2 {
+                (payload, size(octets), count)
+            } else {
+                (payload, SegmentSize::Unknown, 1)
+            }
+        });
+        assert_eq!(seen, expected, "ring {at}");
+        assert_eq!(ring.stats()?.dropped, 0);
+    }
     Ok(())
 }
 

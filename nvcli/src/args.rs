@@ -226,6 +226,9 @@ pub(crate) struct Flows {
     /// Octets of a frame that the kernel keeps for reading; headers need no more than the default [default: 256]
     #[arg(long, value_name = "OCTETS", value_parser = clap::value_parser!(u32).range(64..=262_144))]
     pub(crate) snaplen: Option<u32>,
+    /// Longest packet of the link: what is longer and not told how it is cut counts as several; 0: as one [default: 1500; live: nv-br's]
+    #[arg(long, value_name = "OCTETS")]
+    pub(crate) mtu: Option<u32>,
     /// Silence after which an established TCP, a UDP or another connection counts as over [default: 5m, 1m, 1m]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) idle_timeout: Option<Duration>,

@@ -66,6 +66,9 @@ pub struct MeterConfig {
     /// A full table gives up a connection for a new one only if it has been idle for so long (half-open, ended and single-packet ones
     /// are given up at once); otherwise the new one's frame is refused. Default: 1 s.
     pub protect: Duration,
+    /// Packets longer than this, where the source does not tell how they are cut, are counted as the packets of this length that an offload
+    /// made one frame of; `None` to count each as one. See [`nvcapture::wire::Segments`]. Default: 1,500 octets, Ethernet's.
+    pub mtu: Option<u32>,
     /// The key of the table's hash; `None` for one that the operating system chooses, which is right wherever others choose the frames.
     pub hash_key: Option<[u64; 2]>,
 }
@@ -80,6 +83,7 @@ impl Default for MeterConfig {
             vlan_in_key: true,
             tcp_metrics: true,
             protect: Duration::from_secs(1),
+            mtu: Some(1500),
             hash_key: None,
         }
     }

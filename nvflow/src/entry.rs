@@ -146,6 +146,8 @@ pub(crate) struct Step {
     pub(crate) ip_octets: u32,
     pub(crate) frame_octets: u32,
     pub(crate) payload_octets: u32,
+    /// Packets on the wire: 1, unless it is a super-frame.
+    pub(crate) packets: u32,
     /// The slot its connection may be in.
     pub(crate) candidate: u32,
     pub(crate) segment: Segment,
@@ -172,6 +174,7 @@ impl Step {
         ip_octets: 0,
         frame_octets: 0,
         payload_octets: 0,
+        packets: 1,
         candidate: NONE,
         segment: Segment {
             sequence: 0,
@@ -369,7 +372,12 @@ impl Entry {
         let side = step.direction as usize;
         self.counters.add(
             side,
-            [1, step.ip_octets, step.frame_octets, step.payload_octets],
+            [
+                step.packets,
+                step.ip_octets,
+                step.frame_octets,
+                step.payload_octets,
+            ],
         );
         self.last = step.now as u32;
         let [lowest, highest] = &mut self.ttl[side];

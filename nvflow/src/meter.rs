@@ -3,8 +3,8 @@
 use std::fmt;
 use std::ops::ControlFlow;
 
-use nvcapture::wire::{Headers, Plain, Transport, Tunnel, WireError};
-use nvcapture::{Frame, Timestamp};
+use nvcapture::wire::{Headers, Plain, SegmentSource, Segments, Transport, Tunnel, WireError};
+use nvcapture::{Frame, SegmentSize, Timestamp};
 
 use crate::clock::Clock;
 use crate::entry::Step;
@@ -44,6 +44,10 @@ pub struct Meter {
     fragments: Fragments,
     hasher: KeyHasher,
     stats: MeterStats,
+    /// Packets of super-frames metered, beyond one for each.
+    beyond_frames: u64,
+    /// Frames longer than this may be super-frames where the source does not tell.
+    longest: u32,
     batch: Box<[Step]>,
     /// How many frames are in the batch.
     filled: usize,
@@ -76,6 +80,8 @@ impl Meter {
                 .hash_key
                 .map_or_else(KeyHasher::random, KeyHasher::new),
             stats: MeterStats::default(),
+            beyond_frames: 0,
+            longest: config.mtu.unwrap_or(u32::MAX),
             batch: vec![Step::EMPTY; BATCH].into_boxed_slice(),
             filled: 0,
             tunnels: Vec::with_capacity(if config.decapsulate { BATCH } else { 0 }),
@@ -170,10 +176,17 @@ impl Meter {
         (end < used).then_some(end)
     }
 
+    /// Replaces [`MeterConfig::mtu`], as the interface's own changes.
+    pub fn set_mtu(&mut self, mtu: Option<u32>) {
+        self.config.mtu = mtu;
+        self.longest = mtu.unwrap_or(u32::MAX);
+    }
+
     /// What was done so far.
     pub fn stats(&self) -> MeterStats {
         MeterStats {
             connections: self.table.len() as u64,
+            packets: self.stats.metered + self.beyond_frames,
             ..self.stats
         }
     }
@@ -246,6 +259,7 @@ impl Meter {
         step.ip_octets = plain.ip_octets;
         step.frame_octets = frame_octets(frame);
         step.payload_octets = plain.payload_octets;
+        step.packets = 1;
         step.segment = segment;
         step.has_segment = has_segment;
         step.direction = direction;
@@ -253,6 +267,51 @@ impl Meter {
         step.dscp = plain.ip.dscp();
         step.is_answer = has_segment && segment.answers();
         step.sender_inside = sender_inside;
+        if self.may_be_super(frame) {
+            self.unfold(frame);
+        }
+    }
+
+    /// Whether a frame may stand for more than one packet.
+    #[inline(always)]
+    fn may_be_super(&self, frame: &Frame<'_>) -> bool {
+        match frame.meta().segment_size {
+            SegmentSize::Whole => false,
+            SegmentSize::Octets(_) => true,
+            // A packet cannot be longer than its frame.
+            SegmentSize::Unknown => frame.wire_len() > self.longest,
+        }
+    }
+
+    /// Counts the last frame of the batch as the packets that it stands for.
+    #[cold]
+    fn unfold(&mut self, frame: &Frame<'_>) {
+        let Ok(outer) = Headers::parse(frame) else {
+            return;
+        };
+        let Some(segments) = Segments::of(frame, &outer, self.config.mtu) else {
+            return;
+        };
+        let Some(step) = self
+            .filled
+            .checked_sub(1)
+            .and_then(|last| self.batch.get_mut(last))
+        else {
+            return;
+        };
+        step.packets = segments.count;
+        step.ip_octets += segments.repeated(step.ip_octets);
+        step.frame_octets += segments.repeated(step.frame_octets);
+        self.stats.super_frames += 1;
+        self.stats.super_frames_by_mtu += u64::from(segments.source == SegmentSource::Mtu);
+        self.beyond_frames += u64::from(segments.count - 1);
+    }
+
+    /// Takes back what [`unfold`](Self::unfold) counted of a frame that was refused.
+    #[cold]
+    fn refuse(&mut self, step: &Step) {
+        self.stats.refused += 1;
+        self.beyond_frames -= u64::from(step.packets - 1);
     }
 
     #[inline(always)]
@@ -307,6 +366,7 @@ impl Meter {
         step.ip_octets = headers.ip_octets;
         step.frame_octets = frame_octets(frame);
         step.payload_octets = payload_octets;
+        step.packets = 1;
         step.segment = segment;
         step.has_segment = has_segment;
         step.direction = direction;
@@ -314,6 +374,9 @@ impl Meter {
         step.dscp = headers.ip.dscp();
         step.is_answer = is_answer;
         step.sender_inside = sender_inside;
+        if self.may_be_super(frame) {
+            self.unfold(frame);
+        }
     }
 
     /// Counts the frames of the batch to their connections.
@@ -349,7 +412,7 @@ impl Meter {
             None => None,
         };
         let Some(slot) = found.or_else(|| self.open_for(step, place, out)) else {
-            self.stats.refused += 1;
+            self.refuse(step);
             return;
         };
         self.table.count(slot, step);

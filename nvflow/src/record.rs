@@ -55,11 +55,11 @@ impl Vantage {
 /// What one side of a connection sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Side {
-    /// Packets.
+    /// Packets on the wire; a super-frame counts as those that it stands for.
     pub packets: u64,
-    /// Octets of the IP packets, headers included.
+    /// Octets of those IP packets, each with its headers.
     pub octets: u64,
-    /// Octets of the frames on the wire, without FCS.
+    /// Octets of those packets' frames on the wire, without FCS.
     pub layer2_octets: u64,
     /// Octets of TCP or UDP payload; 0 for other protocols.
     pub payload_octets: u64,

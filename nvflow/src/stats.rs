@@ -15,6 +15,12 @@ pub struct MeterStats {
     pub unparsed: u64,
     /// Frames of new connections for which the full table had no room.
     pub refused: u64,
+    /// Packets counted to connections: those of the wire, of which a super-frame stands for many. `metered`, and more where there are any.
+    pub packets: u64,
+    /// Of the frames metered: super-frames.
+    pub super_frames: u64,
+    /// Of the super-frames: those whose packets were told by the MTU, as the source did not know.
+    pub super_frames_by_mtu: u64,
     /// Of the frames metered: later fragments, counted to their first fragment's connection.
     pub fragments: u64,
     /// Of the frames metered: later fragments whose first was not seen, counted by pair of addresses.
@@ -54,6 +60,9 @@ impl MeterStats {
             not_ip,
             unparsed,
             refused,
+            packets,
+            super_frames,
+            super_frames_by_mtu,
             fragments,
             fragments_without_first,
             decapsulated,
@@ -72,6 +81,9 @@ impl MeterStats {
             (&mut self.not_ip, not_ip),
             (&mut self.unparsed, unparsed),
             (&mut self.refused, refused),
+            (&mut self.packets, packets),
+            (&mut self.super_frames, super_frames),
+            (&mut self.super_frames_by_mtu, super_frames_by_mtu),
             (&mut self.fragments, fragments),
             (&mut self.fragments_without_first, fragments_without_first),
             (&mut self.decapsulated, decapsulated),

@@ -106,6 +106,8 @@ fn meter(path: &Path, decapsulate: bool) -> Result<(Vec<FlowRecord>, MeterStats)
     let mut file = CaptureFile::open(path)?;
     let mut meter = Meter::new(MeterConfig {
         decapsulate,
+        // The truth counts frames.
+        mtu: None,
         ..MeterConfig::default()
     })?;
     let mut records = Vec::new();

@@ -136,6 +136,8 @@ fn meter(decapsulate: bool) -> Meter {
             other: long,
             active: long,
         },
+        // The veth carries whole what an offload made one frame of elsewhere.
+        mtu: None,
         ..MeterConfig::default()
     })
     .unwrap()

@@ -5,11 +5,12 @@
 mod frames;
 
 use std::convert::Infallible;
+use std::num::NonZeroU16;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use frames::{ACK, End, FIN, Made, RST, SYN, icmp, ip, tcp, tcp_window, udp, v4, v6};
-use nvcapture::Timestamp;
+use nvcapture::{Frame, SegmentSize, Timestamp};
 use nvflow::{
     Aggregator, FlowEndReason, FlowRecord, GroupBy, Meter, MeterConfig, Observation, TcpState,
     Value, Vantage, sink_fn,
@@ -831,4 +832,126 @@ fn totals_of_two_meters_balance_when_they_are_added() {
     assert!(total.is_balanced());
     assert_eq!((total.opened, total.connections), (2, 2));
     assert_eq!(total.frames, 2 * http(0, ends(1), (1, 1)).len() as u64);
+}
+
+/// The frames of a download: what the server sent in one go comes as one frame of `payload` octets.
+fn download(payload: usize, wire: usize) -> (Vec<Made>, usize) {
+    let ends = ends(4000);
+    let frames = vec![
+        tcp(0, ends, SYN, (1, 0), 0),
+        tcp(1, back(ends), SYN | ACK, (1, 2), 0),
+        tcp(2, ends, ACK, (2, 2), 0),
+        tcp(3, ends, ACK, (2, 2), 100),
+        tcp(4, back(ends), ACK, (2, 102), payload),
+        tcp(5, ends, ACK, (102, 2 + wire as u32), 0),
+    ];
+    (frames, 4)
+}
+
+#[test]
+fn a_super_frame_is_counted_as_its_packets() {
+    let size = |octets| SegmentSize::Octets(NonZeroU16::new(octets).expect("not 0"));
+    for (segment_size, mtu, payload, packets) in [
+        (size(1460), None, 14_600, 10),
+        (size(1460), None, 14_601, 11),
+        (size(536), Some(1500), 14_601, 28),
+        (SegmentSize::Whole, Some(1500), 14_600, 1),
+        (SegmentSize::Unknown, Some(1500), 14_600, 10),
+        (SegmentSize::Unknown, Some(9000), 14_600, 2),
+        (SegmentSize::Unknown, None, 14_600, 1),
+        (SegmentSize::Unknown, Some(1500), 1460, 1),
+    ] {
+        let (made, large) = download(payload, payload);
+        let frames = made.iter().enumerate().map(|(at, made)| {
+            let mut meta = *made.frame().meta();
+            if at == large {
+                meta.segment_size = segment_size;
+            }
+            // A snap length cuts it.
+            Frame::new(&made.octets[..made.octets.len().min(64)], meta)
+        });
+        let mut meter = Meter::new(MeterConfig {
+            mtu,
+            ..MeterConfig::default()
+        })
+        .expect("a table");
+        let mut records = Vec::new();
+        let Ok(_) = meter.observe(frames, &mut records);
+        let Ok(_) = meter.finish(&mut records);
+        let stats = meter.stats();
+        assert_eq!(records.len(), 1);
+        let record = &records[0];
+        let case = format!("{segment_size:?} {mtu:?} {payload}");
+        // SYN-ACK, and what the frame stands for: each packet has headers of its own.
+        let sent = &record.reverse;
+        assert_eq!(sent.packets, 1 + packets, "{case}");
+        assert_eq!(sent.octets, 40 + payload as u64 + packets * 40, "{case}");
+        assert_eq!(
+            sent.layer2_octets,
+            54 + payload as u64 + packets * 54,
+            "{case}"
+        );
+        assert_eq!(sent.payload_octets, payload as u64, "{case}");
+        assert_eq!(record.forward.packets, 4, "{case}");
+        let tcp = record.tcp.as_ref().expect("TCP");
+        assert_eq!(tcp.reverse.retransmitted_segments, 0, "{case}");
+        assert!(stats.is_balanced());
+        assert_eq!((stats.frames, stats.metered), (6, 6), "{case}");
+        assert_eq!(stats.packets, 5 + packets, "{case}");
+        assert_eq!(stats.super_frames, u64::from(packets > 1), "{case}");
+        let by_mtu = packets > 1 && segment_size == SegmentSize::Unknown;
+        assert_eq!(stats.super_frames_by_mtu, u64::from(by_mtu), "{case}");
+    }
+}
+
+#[test]
+fn packets_of_a_refused_super_frame_are_not_counted() {
+    let config = MeterConfig {
+        max_connections: 1,
+        ..MeterConfig::default()
+    };
+    let mut meter = Meter::new(config).expect("a table");
+    let mut records: Vec<FlowRecord> = Vec::new();
+    let (made, _) = download(14_600, 14_600);
+    observe(&mut meter, &mut records, &made);
+    let before = meter.stats();
+    assert_eq!(before.packets, 15);
+    observe(
+        &mut meter,
+        &mut records,
+        &[tcp(6, ends(5000), ACK, (1, 1), 14_600)],
+    );
+    let after = meter.stats();
+    assert_eq!((after.refused, after.packets), (1, 15));
+}
+
+#[test]
+fn inside_a_tunnel_each_packet_has_the_headers_of_both() {
+    let inner = tcp(0, ends(4000), ACK, (1, 1), 14_000);
+    let mut body = Vec::new();
+    body.extend([0x12, 0x34, 0x12, 0xb5]); // to VXLAN
+    body.extend((16 + inner.octets.len() as u16).to_be_bytes());
+    body.extend([0, 0, 8, 0, 0, 0, 0, 0, 7, 0]);
+    body.extend(&inner.octets);
+    let (from, to) = ends(1);
+    let made = ip(0, from.0, to.0, 17, &body);
+    let mut meta = *made.frame().meta();
+    meta.segment_size = SegmentSize::Octets(NonZeroU16::new(1400).expect("not 0"));
+    let frame = Frame::new(&made.octets, meta);
+    // Outer: Ethernet, IPv4, UDP, VXLAN. Inner: Ethernet, IPv4, TCP.
+    let around = 14 + 20 + 8 + 8 + 14 + 20 + 20;
+    for (decapsulate, ip_headers) in [(false, around - 14), (true, 40)] {
+        let config = MeterConfig {
+            decapsulate,
+            ..MeterConfig::default()
+        };
+        let mut meter = Meter::new(config).expect("a table");
+        let mut records = Vec::new();
+        let Ok(_) = meter.observe([frame], &mut records);
+        let Ok(_) = meter.finish(&mut records);
+        let sent = &records[0].forward;
+        assert_eq!(sent.packets, 10);
+        assert_eq!(sent.octets, 14_000 + 10 * ip_headers);
+        assert_eq!(sent.layer2_octets, 14_000 + 10 * around);
+    }
 }

@@ -20,6 +20,20 @@ pub(crate) const FRAME_HEAD_LEN: usize = FRAME_HDR_LEN + SOCKADDR_LEN;
 /// Where `sll_pkttype` lies, counted from the head of a frame.
 pub(crate) const PKTTYPE: usize = FRAME_HDR_LEN + 10;
 
+/// Octets of `struct virtio_net_hdr`, right before a frame's own where `PACKET_VNET_HDR` is set.
+pub(crate) const VNET_HDR_LEN: usize = 10;
+/// Missing in libc.
+pub(crate) const PACKET_VNET_HDR: libc::c_int = 15;
+/// What is reserved beside it, so that what follows stays aligned as without it.
+pub(crate) const VNET_ALIGNMENT: libc::c_int = 6;
+const _: () =
+    assert!((VNET_HDR_LEN + VNET_ALIGNMENT as usize).is_multiple_of(libc::TPACKET_ALIGNMENT));
+/// Where `gso_type` lies in it, and what it holds for a frame that is one packet.
+pub(crate) const VNET_GSO_TYPE: usize = 1;
+pub(crate) const VNET_GSO_NONE: u8 = 0;
+/// Where `gso_size` lies in it, in the machine's byte order.
+pub(crate) const VNET_GSO_SIZE: usize = 4;
+
 /// `SKF_AD_OFF + SKF_AD_PKTTYPE` of include/uapi/linux/filter.h: loads the packet type in a classic BPF program.
 pub(crate) const SKF_AD_PKTTYPE: u32 = (-0x1000_i32 + 4) as u32;
 

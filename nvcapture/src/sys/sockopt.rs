@@ -185,6 +185,33 @@ pub(crate) fn bound(socket: BorrowedFd<'_>) -> io::Result<Bound> {
     })
 }
 
+/// The MTU of the interface `name` in the socket's network namespace.
+pub(crate) fn mtu(socket: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    // SAFETY: all zeroes is a value of this struct of octets, integers and a null pointer.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    // One octet stays 0, the end of the text.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the kernel reads and writes one `ifreq`, which `request` is.
+    let result = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCGIFMTU,
+            std::ptr::from_mut(&mut request),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: SIOCGIFMTU has written this member, and any octets make an integer.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    u32::try_from(mtu).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
 /// Waits until every processor is out of the kernel code it was in (an RCU grace period).
 ///
 /// Fails where the kernel has no membarrier(2) or runs tickless everywhere.

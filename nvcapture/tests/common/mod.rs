@@ -223,6 +223,15 @@ impl Sender {
         Ok(Self(socket))
     }
 
+    /// Has the kernel cut what is sent into datagrams of so many octets, as late as it can: the veth carries them as one frame.
+    pub(crate) fn segments(&self, octets: i32) -> io::Result<()> {
+        Ok(nix::sys::socket::setsockopt(
+            &self.0,
+            nix::sys::socket::sockopt::UdpGsoSegment,
+            &octets,
+        )?)
+    }
+
     pub(crate) fn send(&self, count: usize, payload: usize) -> io::Result<()> {
         self.send_to(9, count, payload)
     }

@@ -90,8 +90,14 @@ fn config(args: &Flows) -> MeterConfig {
             Observation::None
         },
         decapsulate: args.decap,
+        mtu: args.mtu.map_or(MeterConfig::default().mtu, mtu),
         ..MeterConfig::default()
     }
+}
+
+/// An MTU as it is given; 0 is none.
+const fn mtu(octets: u32) -> Option<u32> {
+    if octets == 0 { None } else { Some(octets) }
 }
 
 /// Takes records: names them, leaves out what is not wanted, sorts, counts, and hands them on.
@@ -466,6 +472,10 @@ fn live(
         ..RingConfig::default()
     };
     let mut ring = Ring::open(&config, BRIDGE).map_err(|error| no_ring(&error))?;
+    if args.mtu.is_none() {
+        // Only asked where the kernel does not tell how super-frames are cut.
+        meter.set_mtu(ring.mtu().map_or(MeterConfig::default().mtu, mtu));
+    }
     let began = Instant::now();
     let until = args.duration.map(|duration| began + duration);
     let mut out = Output::new(args, Some(names)).map_err(|source| CliError::output(&source))?;
@@ -622,6 +632,28 @@ fn account(say: Say, meter: &Meter, source: &SourceStats, took: Duration) {
         grouped(source.dropped),
         grouped(source.truncated),
     ));
+    if stats.super_frames > 0 {
+        let of_super_frames = stats.packets - (stats.metered - stats.super_frames);
+        let by_mtu = match stats.super_frames_by_mtu {
+            0 => String::new(),
+            some => format!(
+                ", {} of them cut at the MTU as nobody told how",
+                grouped(some)
+            ),
+        };
+        say.note(format_args!(
+            "{} packets counted: {} super-frames stand for {} of them{by_mtu}",
+            grouped(stats.packets),
+            grouped(stats.super_frames),
+            grouped(of_super_frames),
+        ));
+    }
+    if source.dropped_untold > 0 {
+        say.warn(format_args!(
+            "{} of the dropped were super-frames that the kernel cannot describe, as of SCTP",
+            grouped(source.dropped_untold)
+        ));
+    }
     let evicted = stats.evicted_ended + stats.evicted_embryonic + stats.evicted_idle;
     say.note(format_args!(
         "{} connections, {} at the same time at most, {} evicted; {} octets on the wire",

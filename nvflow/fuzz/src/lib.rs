@@ -137,6 +137,8 @@ pub fn table(data: &[u8]) {
 fn config(first: u8, second: u8, third: u8) -> MeterConfig {
     let seconds = |shift: u8| Duration::from_secs([300, 30, 1, 0][usize::from(third >> shift & 3)]);
     MeterConfig {
+        // What is expected is added up frame by frame.
+        mtu: None,
         max_connections: match second {
             0..128 => 1 + usize::from(second % 16),
             _ => 2_000,
