@@ -39,6 +39,116 @@ const RET_A: u16 = 0x16;
 const WHOLE: u32 = u32::MAX;
 
 #[cfg(feature = "ring")]
+mod op {
+    pub(super) const LD_H_ABS: u16 = 0x28;
+    pub(super) const LD_B_ABS: u16 = 0x30;
+    pub(super) const LD_H_IND: u16 = 0x48;
+    pub(super) const LD_MEM: u16 = 0x60;
+    pub(super) const LDX_MEM: u16 = 0x61;
+    pub(super) const ST: u16 = 0x02;
+    pub(super) const ALU_MUL_K: u16 = 0x24;
+    pub(super) const ALU_AND_K: u16 = 0x54;
+    pub(super) const ALU_LSH_K: u16 = 0x64;
+    pub(super) const ALU_RSH_K: u16 = 0x74;
+    pub(super) const ALU_XOR_X: u16 = 0xac;
+    pub(super) const JMP_JSET_K: u16 = 0x45;
+    pub(super) const TAX: u16 = 0x07;
+}
+
+/// The program of [`FanoutMode::Connections`](crate::FanoutMode::Connections): a number that is the same for all frames of a connection, of which
+/// the kernel takes the remainder.
+///
+/// Both directions give the same, since what is of the two ends is put together by exclusive or. The kernel runs it with the frame's own start or
+/// the packet's before it, depending on the way the frame goes: so all loads are relative to the packet.
+#[cfg(feature = "ring")]
+pub(crate) fn by_connection() -> Vec<BpfInsn> {
+    use op::*;
+
+    /// `SKF_AD_OFF + SKF_AD_PROTOCOL`: the EtherType, behind a tag that is told beside the octets.
+    const PROTOCOL: u32 = (-0x1000_i32) as u32;
+    /// `SKF_NET_OFF`: where the packet begins.
+    const NET: u32 = (-0x10_0000_i32) as u32;
+    const TCP: u32 = 6;
+    /// 2 to the power of 32 by the golden ratio: spreads what differs in few bits over the high ones.
+    const SPREAD: u32 = 0x9e37_79b1;
+
+    let load = |offset: u32| insn(LD_W_ABS, 0, 0, NET.wrapping_add(offset));
+    let mut program = vec![insn(LD_W_ABS, 0, 0, PROTOCOL)];
+    // Where jumps over what is not known yet are put right.
+    let to_ipv6 = program.len();
+    program.push(insn(JMP_JEQ_K, 0, 0, 0x0800));
+    // IPv4: both addresses, then TCP's ports, unless it is a fragment.
+    program.extend([
+        load(12),
+        insn(TAX, 0, 0, 0),
+        load(16),
+        insn(ALU_XOR_X, 0, 0, 0),
+        insn(ST, 0, 0, 0),
+        insn(LD_B_ABS, 0, 0, NET.wrapping_add(9)),
+    ]);
+    let not_tcp = program.len();
+    program.push(insn(JMP_JEQ_K, 0, 0, TCP));
+    program.push(insn(LD_H_ABS, 0, 0, NET.wrapping_add(6)));
+    let fragment = program.len();
+    program.push(insn(JMP_JSET_K, 0, 0, 0x3fff));
+    program.extend([
+        insn(LD_B_ABS, 0, 0, NET),
+        insn(ALU_AND_K, 0, 0, 0x0f),
+        insn(ALU_LSH_K, 0, 0, 2),
+    ]);
+    let to_ports = program.len();
+    program.push(insn(JMP_JA, 0, 0, 0));
+    // IPv6: all eight words of the addresses.
+    let ipv6 = program.len();
+    program.push(insn(JMP_JEQ_K, 0, 0, 0x86dd));
+    program.push(load(8));
+    for word in 1..8 {
+        program.extend([
+            insn(TAX, 0, 0, 0),
+            load(8 + 4 * word),
+            insn(ALU_XOR_X, 0, 0, 0),
+        ]);
+    }
+    program.extend([insn(ST, 0, 0, 0), insn(LD_B_ABS, 0, 0, NET.wrapping_add(6))]);
+    let not_tcp6 = program.len();
+    program.push(insn(JMP_JEQ_K, 0, 0, TCP));
+    program.push(insn(LD_IMM, 0, 0, 40));
+    // The accumulator has the length of the IP header: both ports.
+    let ports = program.len();
+    program.extend([
+        insn(TAX, 0, 0, 0),
+        insn(LD_H_IND, 0, 0, NET),
+        insn(ST, 0, 0, 1),
+        insn(LD_H_IND, 0, 0, NET.wrapping_add(2)),
+        insn(LDX_MEM, 0, 0, 1),
+        insn(ALU_XOR_X, 0, 0, 0),
+        // Apart from the addresses' low bits, which are what differs in them.
+        insn(ALU_LSH_K, 0, 0, 8),
+        insn(LDX_MEM, 0, 0, 0),
+        insn(ALU_XOR_X, 0, 0, 0),
+        insn(ST, 0, 0, 0),
+    ]);
+    let spread = program.len();
+    program.extend([
+        insn(LD_MEM, 0, 0, 0),
+        insn(ALU_MUL_K, 0, 0, SPREAD),
+        insn(ALU_RSH_K, 0, 0, 12),
+        insn(RET_A, 0, 0, 0),
+    ]);
+    let other = program.len();
+    program.push(insn(RET_K, 0, 0, 0));
+
+    let over = |from: usize, to: usize| (to - from - 1) as u8;
+    program[to_ipv6].jf = over(to_ipv6, ipv6);
+    program[not_tcp].jf = over(not_tcp, spread);
+    program[fragment].jt = over(fragment, spread);
+    program[to_ports].k = over(to_ports, ports).into();
+    program[ipv6].jf = over(ipv6, other);
+    program[not_tcp6].jf = over(not_tcp6, spread);
+    program
+}
+
+#[cfg(feature = "ring")]
 const fn insn(code: u16, jt: u8, jf: u8, k: u32) -> BpfInsn {
     BpfInsn { code, jt, jf, k }
 }

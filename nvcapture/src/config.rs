@@ -78,6 +78,23 @@ pub enum SegmentSizes {
 }
 
 /// A group of rings on one interface, each of which gets some of its frames.
+///
+/// Every ring of a group names the same number, mode and flags; the first one makes the group, and it is gone with the last. Each frame goes to one
+/// ring of those that are there at that moment: a ring that is opened or closed changes which ring is whose, so open all of them before
+/// what must not be torn apart is read. [`FanoutMode::Connections`] is what several meters want.
+///
+/// ```no_run
+/// use nvcapture::{Fanout, FanoutMode, Ring, RingConfig};
+///
+/// let config = RingConfig {
+///     fanout: Some(Fanout { group: 78, mode: FanoutMode::Connections, defrag: false }),
+///     ..RingConfig::default()
+/// };
+/// let rings = (0..4)
+///     .map(|_| Ring::open(&config, "nv-br"))
+///     .collect::<Result<Vec<_>, _>>()?; // one for each thread
+/// # Ok::<(), nvcapture::Error>(())
+/// ```
 #[doc(alias = "PACKET_FANOUT")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fanout {
@@ -85,7 +102,7 @@ pub struct Fanout {
     pub group: u16,
     /// Which ring gets which frame.
     pub mode: FanoutMode,
-    /// Put IP fragments together first, so that all of a packet goes to one ring.
+    /// Put IPv4 fragments together first, so that all of a packet goes to one ring. It comes as one frame then.
     pub defrag: bool,
 }
 
@@ -93,7 +110,20 @@ pub struct Fanout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FanoutMode {
-    /// By a hash of the addresses and ports that is the same for both directions of a connection.
+    /// By a program of ours: all frames of a connection go to one ring, both directions of it.
+    ///
+    /// TCP by addresses and ports; all else by addresses alone, so fragments, ICMP and what a tunnel carries (VXLAN, Geneve, GTP-U, GRE,
+    /// IP in IP) stay together too, at the price that two hosts' UDP is not shared out. Apart from it are TCP in fragments, which
+    /// TCP avoids. What is not IP, or has a second VLAN tag, goes to one ring. The Ethernet addresses do not count, so marks do not.
+    ///
+    /// Needs Linux 4.3.
+    #[doc(alias = "PACKET_FANOUT_CBPF")]
+    Connections,
+    /// By the kernel's hash of the addresses and ports, which is the same for both directions of a connection.
+    ///
+    /// With exceptions: fragments go by their addresses, apart from whole packets of their connection; a tunnel over UDP goes by its outer
+    /// ports, so what it carries is torn apart; and older kernels take IPv6 packets with a flow label by their addresses alone, so a connection
+    /// of which one direction has labels and the other has none may be on two rings.
     #[doc(alias = "PACKET_FANOUT_HASH")]
     Hash,
     /// By the processor that the frame came in on.

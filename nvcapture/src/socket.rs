@@ -128,7 +128,7 @@ impl UnboundSocket {
         if segment_sizes {
             // Both have to be known before the ring is made.
             let never = "leave segment_sizes at Never";
-            let option = ("PACKET_VNET_HDR", abi::PACKET_VNET_HDR);
+            let option = ("PACKET_VNET_HDR", libc::PACKET_VNET_HDR);
             socket.set(libc::SOL_PACKET, option, &1, || "1".into(), never)?;
             let reserve = ("PACKET_RESERVE", libc::PACKET_RESERVE);
             let octets = abi::VNET_ALIGNMENT;
@@ -263,8 +263,25 @@ impl UnboundSocket {
         })
     }
 
+    /// Nothing has come yet, so no frame is shared out before all is set.
     fn join(&self, fanout: Fanout, ignore_outgoing: bool) -> Result<(), Error> {
+        self.join_group(fanout, ignore_outgoing)?;
+        if fanout.mode != FanoutMode::Connections {
+            return Ok(());
+        }
+        // Each ring of the group gives the same one.
+        sockopt::fanout_by(self.as_fd(), &bpf::by_connection()).map_err(|source| Error::Option {
+            option: "PACKET_FANOUT_DATA",
+            value: "a program by connection".into(),
+            interface: self.name.clone(),
+            advice: "Linux 4.3 is needed; or share out by Hash",
+            source,
+        })
+    }
+
+    fn join_group(&self, fanout: Fanout, ignore_outgoing: bool) -> Result<(), Error> {
         let mode = match fanout.mode {
+            FanoutMode::Connections => libc::PACKET_FANOUT_CBPF,
             FanoutMode::Hash => libc::PACKET_FANOUT_HASH,
             FanoutMode::Cpu => libc::PACKET_FANOUT_CPU,
             FanoutMode::Queue => libc::PACKET_FANOUT_QM,

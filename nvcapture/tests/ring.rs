@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Pair, Sender, in_netns, needing, privileged, received, send_raw};
+use common::{Pair, RawSender, Sender, in_netns, needing, privileged, received, send_raw};
 use libtest_mimic::{Arguments, Failed};
 use nvcapture::{
     BpfInsn, CaptureFile, CaptureWriter, Error, Fanout, FanoutMode, InterfaceDescription, Next,
@@ -54,6 +54,7 @@ fn main() -> std::process::ExitCode {
             a_full_ring_counts_what_it_drops,
         ),
         privileged("fanout_shares_without_loss_or_double", fanout),
+        privileged("no_connection_is_on_two_rings", connections),
         privileged(
             "a_filter_is_there_before_the_first_frame",
             filter_before_first_frame,
@@ -420,6 +421,201 @@ fn fanout() -> Test {
 }
 
 /// Wants UDP datagrams to `port` and keeps what `answer` says of them.
+/// Ethernet, IP, and what is behind; the connection's number ends the frame.
+fn packet(
+    client: u8,
+    from_client: bool,
+    protocol: u8,
+    ports: (u16, u16),
+    behind: &[u8],
+    how: &How,
+) -> Vec<u8> {
+    let mark = *b"NeuV\x00\x07";
+    let (inside, outside) = (mark, [2, 0, 0, 0, 0, 9]);
+    let mut frame = if from_client {
+        [inside, outside].concat() // to the container
+    } else {
+        [outside, inside].concat()
+    };
+    let (source, destination) = if from_client {
+        (client, 1)
+    } else {
+        (1, client)
+    };
+    let (sport, dport) = if from_client {
+        ports
+    } else {
+        (ports.1, ports.0)
+    };
+    let mut body = Vec::new();
+    if !how.later_fragment {
+        body.extend(sport.to_be_bytes());
+        body.extend(dport.to_be_bytes());
+    }
+    if protocol == 17 && !how.later_fragment {
+        body.extend((8 + behind.len() as u16).to_be_bytes());
+        body.extend([0; 2]);
+    } else if protocol == 6 {
+        body.extend([0; 8]);
+        body.extend([0x50, 0x10, 0, 9, 0, 0, 0, 0]);
+    }
+    body.extend(behind);
+    if how.v6 {
+        let label = if how.label { 5 } else { 0 };
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, label]);
+        frame.extend((body.len() as u16).to_be_bytes());
+        frame.extend([protocol, 64]);
+        for last in [source, destination] {
+            frame.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        }
+    } else {
+        let options = if how.options { [1; 4].as_slice() } else { &[] };
+        let fragment: u16 = if how.later_fragment {
+            100
+        } else if how.first_fragment {
+            0x2000
+        } else {
+            0
+        };
+        frame.extend([8, 0, 0x45 + (options.len() / 4) as u8, 0]);
+        frame.extend((20 + options.len() as u16 + body.len() as u16).to_be_bytes());
+        frame.extend([0, 7]);
+        frame.extend(fragment.to_be_bytes());
+        frame.extend([64, protocol, 0, 0]);
+        frame.extend([10, 1, 0, source, 10, 1, 0, destination]);
+        frame.extend(options);
+    }
+    frame.extend(body);
+    frame
+}
+
+#[derive(Default)]
+struct How {
+    v6: bool,
+    label: bool,
+    options: bool,
+    first_fragment: bool,
+    later_fragment: bool,
+}
+
+/// Thousands of connections, each in both directions and in all shapes that its packets come in.
+fn connections() -> Test {
+    const RINGS: usize = 3;
+    const TCP: u32 = 4096;
+    const UDP: u32 = 200;
+    let _pair = Pair::new()?;
+    let config = RingConfig {
+        fanout: Some(Fanout {
+            group: 11,
+            mode: FanoutMode::Connections,
+            defrag: false,
+        }),
+        block_nr: 32,
+        ..small()
+    };
+    let mut rings = Vec::new();
+    for _ in 0..RINGS {
+        rings.push(Ring::open(&config, "right")?);
+    }
+    // Frames that leave are shared out too, by a program that then finds them elsewhere in memory.
+    let mut leaving = Vec::new();
+    for _ in 0..RINGS {
+        leaving.push(Ring::open(&config_in(&config, 12), "left")?);
+    }
+    let sender = RawSender::new("left")?;
+    let default = How::default;
+    for number in 0..TCP {
+        let ports = (1024 + (number % 64) as u16 * 3, 443);
+        let client = 2 + (number / 64) as u8;
+        let v6 = number % 2 == 1;
+        for from_client in [true, false] {
+            // One end labels its flows, the other does not; one end's packets have options.
+            let label = from_client && v6;
+            let how = How {
+                v6,
+                label,
+                options: from_client && !v6,
+                ..default()
+            };
+            sender.send(&packet(
+                client,
+                from_client,
+                6,
+                ports,
+                &number.to_be_bytes(),
+                &how,
+            ))?;
+        }
+    }
+    let mut sent = 2 * TCP;
+    for number in TCP..TCP + UDP {
+        let ports = (1024 + number as u16, 53);
+        let client = 2 + (number - TCP) as u8;
+        let number = number.to_be_bytes();
+        for how in [
+            default(),
+            How {
+                options: true,
+                ..default()
+            },
+            How {
+                first_fragment: true,
+                ..default()
+            },
+            How {
+                later_fragment: true,
+                ..default()
+            },
+        ] {
+            for from_client in [true, false] {
+                sender.send(&packet(client, from_client, 17, ports, &number, &how))?;
+                sent += 1;
+            }
+        }
+        // A tunnel's ends choose the port they send from as they like, for each direction and connection inside.
+        for (from_client, port) in [(true, 40_000), (false, 50_000), (true, 60_000)] {
+            let inside = packet(client, from_client, 6, ports, &number, &default());
+            let vxlan = [&[8, 0, 0, 0, 0, 0, 9, 0], &inside[..]].concat();
+            let ports = if from_client {
+                (port, 4789)
+            } else {
+                (4789, port)
+            };
+            sender.send(&packet(client, from_client, 17, ports, &vxlan, &default()))?;
+            sent += 1;
+        }
+    }
+    for group in [&mut rings, &mut leaving] {
+        let mut whose = std::collections::BTreeMap::new();
+        let mut shares = [0_u32; RINGS];
+        for (at, ring) in group.iter_mut().enumerate() {
+            ring.stop()?;
+            while let Next::Block(block) = ring.next_block(None)? {
+                for frame in block.frames() {
+                    shares[at] += 1;
+                    let number = *frame.octets().last_chunk::<4>().ok_or("too short")?;
+                    let ring = *whose.entry(number).or_insert(at);
+                    assert_eq!(ring, at, "connection {number:?} is on two rings");
+                }
+            }
+            assert_eq!(ring.stats()?.dropped, 0);
+        }
+        assert_eq!(whose.len() as u32, TCP + UDP);
+        assert_eq!(shares.iter().sum::<u32>(), sent, "{shares:?}");
+        // Shared out, not only kept together: no ring has less than half of its part.
+        let part = sent / RINGS as u32;
+        assert!(shares.iter().all(|&share| share > part / 2), "{shares:?}");
+    }
+    Ok(())
+}
+
+fn config_in(config: &RingConfig, group: u16) -> RingConfig {
+    RingConfig {
+        fanout: config.fanout.map(|fanout| Fanout { group, ..fanout }),
+        ..config.clone()
+    }
+}
+
 fn to_port(port: u32, answer: &[BpfInsn]) -> Vec<BpfInsn> {
     let insn = |code, jt, jf, k| BpfInsn { code, jt, jf, k };
     let mut program = vec![

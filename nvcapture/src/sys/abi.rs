@@ -22,8 +22,6 @@ pub(crate) const PKTTYPE: usize = FRAME_HDR_LEN + 10;
 
 /// Octets of `struct virtio_net_hdr`, right before a frame's own where `PACKET_VNET_HDR` is set.
 pub(crate) const VNET_HDR_LEN: usize = 10;
-/// Missing in libc.
-pub(crate) const PACKET_VNET_HDR: libc::c_int = 15;
 /// What is reserved beside it, so that what follows stays aligned as without it.
 pub(crate) const VNET_ALIGNMENT: libc::c_int = 6;
 const _: () =

@@ -52,6 +52,20 @@ pub(crate) fn set<T: Plain>(
 
 /// Replaces the socket's filter in one step; there is no moment without one.
 pub(crate) fn attach_filter(socket: BorrowedFd<'_>, program: &[BpfInsn]) -> io::Result<()> {
+    set_program(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, program)
+}
+
+/// Replaces the program that says which ring of the socket's fanout group gets a frame.
+pub(crate) fn fanout_by(socket: BorrowedFd<'_>, program: &[BpfInsn]) -> io::Result<()> {
+    set_program(socket, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, program)
+}
+
+fn set_program(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    program: &[BpfInsn],
+) -> io::Result<()> {
     let len =
         u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let mut program: Vec<libc::sock_filter> = program
@@ -71,8 +85,8 @@ pub(crate) fn attach_filter(socket: BorrowedFd<'_>, program: &[BpfInsn]) -> io::
     done(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
+            level,
+            option,
             std::ptr::from_ref(&fprog).cast(),
             size_of_val(&fprog) as libc::socklen_t,
         )
