@@ -1,6 +1,6 @@
 //! Attach and detach, as steps that can be shown before and taken back after.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use std::fmt;
 use std::os::fd::AsFd;
 
@@ -8,7 +8,7 @@ use netlink_packet_route::tc::TcActionType;
 
 use crate::bpf::{self, Way};
 use crate::features::Features;
-use crate::identity::{self, Identity};
+use crate::identity::{self, Everything, Identity};
 use crate::ids::{self, GROUP, Record};
 use crate::inventory::{self, Attachment, Health};
 use crate::link::{self, Link, PairEnd};
@@ -81,8 +81,8 @@ impl Plan {
         for name in &self.interfaces {
             ids::check_name(name)?;
         }
-        let mut target = RouteSocket::open(&self.target)?;
         let features = session::features(self.mode == Mode::Inline)?;
+        let mut target = session.inside(&self.target)?;
         check_bridge(&mut session.host)?;
 
         let links = link::all(&mut target)?;
@@ -313,7 +313,7 @@ fn choose<'l>(links: &'l [Link], names: &[String], netns: &str) -> Result<Vec<&'
 
 /// Whether we made a link, or hold it as the original of an attachment.
 fn is_ours(link: &Link) -> bool {
-    link.group == GROUP || link.alias.as_deref().and_then(Record::decode).is_some()
+    link.is_in_our_group() || link.alias.as_deref().and_then(Record::decode).is_some()
 }
 
 /// The other end of a veth pair, when it is in the host's namespace.
@@ -333,7 +333,7 @@ fn check_bridge(host: &mut RouteSocket) -> Result<Option<Link>, Error> {
     let bridge = link::by_name(host, BRIDGE)?;
     if let Some(bridge) = bridge
         .as_ref()
-        .filter(|b| b.group != GROUP || !b.is_kind("bridge"))
+        .filter(|b| !b.is_in_our_group() || !b.is_kind("bridge"))
     {
         return Err(Error::Foreign {
             name: BRIDGE.into(),
@@ -571,8 +571,11 @@ impl CheckedPlan {
         } = self;
         let mut transaction = Transaction {
             host: &mut session.host,
+            bridge: &mut session.bridge,
             target: &mut target,
             features,
+            new_links: BTreeMap::new(),
+            settings: None,
             done: Vec::new(),
             measured: Vec::new(),
         };
@@ -652,17 +655,14 @@ struct Surroundings {
 
 impl Surroundings {
     /// Of every link but these two.
-    fn read(target: &mut RouteSocket, but: [u32; 2]) -> Result<Self, Error> {
-        let mut others = link::all(target)?;
-        others.retain(|link| !but.contains(&link.index));
-        let indices: Vec<u32> = others.iter().map(|link| link.index).collect();
-        let links = others
-            .iter()
-            .map(|link| format!("{} (number {})", properties(link), link.index));
-        Ok(Self {
+    fn of(links: &[Link], everything: &Everything, but: [u32; 2]) -> Self {
+        let others = links.iter().filter(|link| !but.contains(&link.index));
+        let indices: Vec<u32> = others.clone().map(|link| link.index).collect();
+        let links = others.map(|link| format!("{} (number {})", properties(link), link.index));
+        Self {
             links: links.collect(),
-            identity: Identity::read(target, &indices)?,
-        })
+            identity: everything.of(&indices),
+        }
     }
 
     /// What was there `before` and is not any more. What came meanwhile was brought by others.
@@ -700,8 +700,14 @@ fn without_octets(line: &str) -> String {
 /// The changes made so far; what is not committed is taken back, newest first.
 struct Transaction<'s> {
     host: &'s mut RouteSocket,
+    /// The bridge that this session made or finished.
+    bridge: &'s mut Option<u32>,
     target: &'s mut RouteSocket,
     features: Features,
+    /// The container ends of the pairs made.
+    new_links: BTreeMap<AttachmentId, Link>,
+    /// The sysctls that the interface in work had, and the new one was given.
+    settings: Option<sysctl::Settings>,
     done: Vec<Done>,
     measured: Vec<(AttachmentId, Blackout)>,
 }
@@ -711,15 +717,16 @@ impl Transaction<'_> {
         match (step.action, &interface.place) {
             (Action::Bridge, _) => {
                 self.done.push(Done::Bridge);
-                ensure_bridge(self.host)
+                *self.bridge = Some(ensure_bridge(self.host, *self.bridge)?);
+                Ok(())
             }
             (Action::Pair, Place::Inline { .. }) => self.pair(interface),
             (Action::Port, Place::Inline { record, .. }) => self.port(interface, record),
             (Action::Inside, Place::Inline { .. }) => self.inside(interface),
             (Action::Early, Place::Inline { .. }) => {
-                let new = self.new_link(interface)?;
-                let identity = Identity::read(self.target, &[interface.link.index])?;
-                early(self.target, &identity, new.index)
+                let new = self.new_link(interface)?.index;
+                let identity = Identity::read_addresses(self.target, &[interface.link.index])?;
+                early(self.target, &identity, new)
             }
             (Action::Switch, Place::Inline { ex, pref, record }) => {
                 self.switch(interface, ex, *pref, record)
@@ -762,7 +769,7 @@ impl Transaction<'_> {
         let name = id.port();
         let name = &name;
         let port = existing(self.host, name)?.index;
-        let bridge = existing(self.host, BRIDGE)?.index;
+        let bridge = self.bridge()?;
         let program = bpf::load(c"nv_mark", &bpf::mark(*id, *mac))?;
         let mark = Filter {
             link: port,
@@ -792,11 +799,12 @@ impl Transaction<'_> {
 
     fn inside(&mut self, interface: &Interface) -> Result<(), Error> {
         let Interface { link, .. } = interface;
-        let new = self.new_link(interface)?;
+        let new = self.new_link(interface)?.clone();
         let name = &new.name;
         let netns = self.target.netns().clone();
         let settings = sysctl::read(&netns, &link.name)?;
         sysctl::write(&netns, name, &settings)?;
+        self.settings = Some(settings);
         let program = bpf::load(c"nv_leaves", &bpf::not_from(link.index))?;
         let leaves = Filter {
             link: new.index,
@@ -852,21 +860,35 @@ impl Transaction<'_> {
         record: &Record,
     ) -> Result<(), Error> {
         let Interface { link, id, .. } = interface;
-        let new = self.new_link(interface)?;
+        let new = self.new_link(interface)?.index;
         let netns = self.target.netns().clone();
-        let prober = self.prober(interface);
-        let before = Before {
-            surroundings: Some(Surroundings::read(self.target, [link.index, new.index])?),
-            settings: sysctl::read(&netns, &link.name)?,
-            // Last, so that it is as new as can be.
-            identity: Identity::read(self.target, &[link.index])?,
+        let settings = self.settings.take();
+        let end = host_end(self.host, &netns, link);
+        let addresses = Identity::read_addresses(self.target, &[link.index])?;
+        // It works while the rest is read.
+        let prober = self.prober(end, &addresses, interface.mac);
+        let links = link::all(self.target)?;
+        let unchanged = links
+            .iter()
+            .any(|now| now.index == link.index && now.settings == link.settings);
+        let settings = match settings.filter(|_| unchanged) {
+            Some(settings) => settings,
+            None => sysctl::read(&netns, &link.name)?,
         };
+        // Last, so that it is as new as can be.
+        let everything = Everything::read(self.target)?;
+        let before = Before {
+            surroundings: Some(Surroundings::of(&links, &everything, [link.index, new])),
+            settings,
+            identity: everything.of(&[link.index]),
+        };
+        let prober = prober.and_then(Prober::ready);
         let switch = Switch {
             name: link.name.clone(),
             ex: ex.into(),
             original: link.index,
             new: *id,
-            new_index: new.index,
+            new_index: new,
             alias: link.alias.clone(),
             txqlen: link.txqlen,
             addr_gen_mode: link.addr_gen_mode,
@@ -904,14 +926,16 @@ impl Transaction<'_> {
 
     /// Something that probes the interface while it is exchanged, or why there is none. Not being able to measure is
     /// no reason not to attach.
-    fn prober(&mut self, interface: &Interface) -> Result<Prober, String> {
-        let text = |error: Error| chain(&error);
-        let target = self.target.netns().clone();
-        let end = host_end(self.host, &target, &interface.link).map_err(text)?;
+    fn prober(
+        &mut self,
+        end: Result<Option<Link>, Error>,
+        addresses: &Identity,
+        mac: MacAddr,
+    ) -> Result<Prober, String> {
+        let end = end.map_err(|error| chain(&error))?;
         let end = end.ok_or("the other end of its veth pair is not on this host")?;
-        let identity = Identity::read(self.target, &[interface.link.index]).map_err(text)?;
-        let ipv4 = identity.ipv4().ok_or("it has no IPv4 address")?;
-        Prober::start(self.host.netns(), &end, interface.mac, ipv4)
+        let ipv4 = addresses.ipv4().ok_or("it has no IPv4 address")?;
+        Prober::start(self.host.netns(), &end, mac, ipv4)
     }
 
     /// Whether the namespace is as it was, but for the original's name and for the new link in its place.
@@ -921,24 +945,26 @@ impl Transaction<'_> {
         };
         let link = &interface.link;
         let (old, new) = (switch.original, switch.new_index);
-        compare(self.target, &link.name, before, old, new, new)?;
+        let now = compare(self.target, &link.name, before, old, new, new)?;
+        let links = link::all(self.target)?;
         let mut differences = Vec::new();
         let (was, is) = (
             properties(link),
-            link::by_index(self.target, new)?
-                .as_ref()
+            links
+                .iter()
+                .find(|link| link.index == new)
                 .map_or_else(|| "gone".into(), properties),
         );
         if was != is {
             differences.push(format!("{was} would be {is}"));
         }
-        let leftover = Identity::read(self.target, &[old])?;
+        let leftover = now.of(&[old]);
         let left = leftover.address_count() + leftover.route_count();
         if left > 0 {
             differences.push(format!("{left} addresses and routes left on {}", switch.ex));
         }
         if let Some(surroundings) = &before.surroundings {
-            let now = Surroundings::read(self.target, [old, new])?;
+            let now = Surroundings::of(&links, &now, [old, new]);
             differences.extend(now.lost(surroundings, [old, new]));
         }
         if differences.is_empty() {
@@ -959,7 +985,7 @@ impl Transaction<'_> {
         prefs: (u16, u16),
         record: &Record,
     ) -> Result<(), Error> {
-        let bridge = existing(self.host, BRIDGE)?.index;
+        let bridge = self.bridge()?;
         let (hook, pref) = match way {
             Way::Leaves => (Hook::Ingress, prefs.0),
             Way::Enters => (Hook::Egress, prefs.1),
@@ -1000,15 +1026,30 @@ impl Transaction<'_> {
         self.host.batch(&batch)
     }
 
-    /// The new container end, whatever it is called at the moment.
-    fn new_link(&mut self, interface: &Interface) -> Result<Link, Error> {
-        let port = existing(self.host, &interface.id.port())?;
-        let index = port.link.unwrap_or_default();
-        link::by_index(self.target, index)?.ok_or_else(|| Error::NoSuchInterface {
-            interface: interface.id.tmp(),
-            netns: self.target.netns().label().into(),
-            present: vec![],
-        })
+    /// The new container end, as it was made.
+    fn new_link(&mut self, interface: &Interface) -> Result<&Link, Error> {
+        match self.new_links.entry(interface.id) {
+            Entry::Occupied(there) => Ok(there.into_mut()),
+            Entry::Vacant(free) => {
+                let port = existing(self.host, &interface.id.port())?;
+                let index = port.link.unwrap_or_default();
+                let link = link::by_index(self.target, index)?;
+                let link = link.ok_or_else(|| Error::NoSuchInterface {
+                    interface: interface.id.tmp(),
+                    netns: self.target.netns().label().into(),
+                    present: vec![],
+                })?;
+                Ok(free.insert(link))
+            }
+        }
+    }
+
+    /// The number of the bridge, which the first step made.
+    fn bridge(&mut self) -> Result<u32, Error> {
+        match *self.bridge {
+            Some(bridge) => Ok(bridge),
+            None => Ok(existing(self.host, BRIDGE)?.index),
+        }
     }
 
     /// Takes everything back, newest first, and says what became of it.
@@ -1095,9 +1136,13 @@ fn delete_link(socket: &mut RouteSocket, name: &str) -> Result<(), Error> {
     }
 }
 
-/// Makes the bridge, or finishes one that was left half-made.
-fn ensure_bridge(host: &mut RouteSocket) -> Result<(), Error> {
-    if check_bridge(host)?.is_none() {
+/// Makes the bridge, or finishes one that was left half-made; that of the number `known` is whole. Returns its number.
+fn ensure_bridge(host: &mut RouteSocket, known: Option<u32>) -> Result<u32, Error> {
+    let there = check_bridge(host)?;
+    if let Some(there) = there.as_ref().filter(|there| known == Some(there.index)) {
+        return Ok(there.index);
+    }
+    if there.is_none() {
         host.send(link::add_bridge(
             BRIDGE,
             MacAddr([
@@ -1137,24 +1182,34 @@ fn ensure_bridge(host: &mut RouteSocket) -> Result<(), Error> {
         }
     }
     batch.push(link::up(bridge.index, BRIDGE));
-    host.batch(&batch)
+    host.batch(&batch)?;
+    Ok(bridge.index)
 }
 
 /// Deletes the bridge when it has no port and no mirror rule leads to it.
 pub(crate) fn remove_unused_bridge(host: &mut RouteSocket) -> Result<(), Error> {
-    let Some(bridge) = check_bridge(host)? else {
-        return Ok(());
-    };
-    let ports = link::all(host)?
-        .iter()
-        .any(|link| link.master == Some(bridge.index));
-    if ports || !inventory::read(host)?.is_empty() {
-        return Ok(());
-    }
-    host.send(link::delete(bridge.index, BRIDGE))
+    delete_unused(host, &mut vec![], true)
 }
 
-/// Whether `holder` has what the interface had before; takes away what the kernel added by itself.
+/// Deletes these links of ours, and with them the bridge if `all` is detached and nothing else uses it.
+fn delete_unused(
+    host: &mut RouteSocket,
+    unused: &mut Vec<(u32, String)>,
+    all: bool,
+) -> Result<(), Error> {
+    if let Some(bridge) = all.then(|| check_bridge(host)).transpose()?.flatten() {
+        let mut links = link::all(host)?;
+        links.retain(|link| unused.iter().all(|(index, _)| *index != link.index));
+        let ports = links.iter().any(|link| link.master == Some(bridge.index));
+        if !ports && inventory::among(host, &links)?.is_empty() {
+            unused.push((bridge.index, BRIDGE.into()));
+        }
+    }
+    host.batch(&link::delete_together(unused))
+}
+
+/// Whether `holder` has what the interface had before; takes away what the kernel added by itself. Returns what there is
+/// in the namespace now.
 fn compare(
     target: &mut RouteSocket,
     name: &str,
@@ -1162,14 +1217,16 @@ fn compare(
     original: u32,
     new: u32,
     holder: u32,
-) -> Result<(), Error> {
+) -> Result<Everything, Error> {
     let both = [original, new];
     let wanted = before.identity.describe(&both);
-    let mut identity = Identity::read(target, &[holder])?;
+    let mut everything = Everything::read(target)?;
+    let mut identity = everything.of(&[holder]);
     let surplus = identity.surplus(&before.identity, &both);
     if !surplus.is_empty() {
         target.batch(&surplus)?;
-        identity = Identity::read(target, &[holder])?;
+        everything = Everything::read(target)?;
+        identity = everything.of(&[holder]);
     }
     let present = identity.describe(&both);
     let settings = sysctl::read(target.netns(), name)?;
@@ -1188,7 +1245,7 @@ fn compare(
     );
     differences.extend(was.difference(&is).map(|l| format!("without {l}")));
     if differences.is_empty() {
-        return Ok(());
+        return Ok(everything);
     }
     tracing::debug!(?wanted, ?present, "the network differs");
     Err(Error::Changed {
@@ -1243,36 +1300,72 @@ pub fn detach_observed(
     Session::open(host)?.detach_observed(id, &mut before)
 }
 
-/// `alone`: nothing else is attached.
+/// Detaches some of what is attached; the outcome of each, in their order. `alone`: nothing else is attached.
+///
+/// Each container is put back by itself. What is left then is of no use to anybody and deleted together, since the kernel
+/// waits some 16 ms for its readers each time that links are deleted, however many they are.
 pub(crate) fn detach_locked(
     host: &mut RouteSocket,
-    attachment: &Attachment,
+    attachments: &[&Attachment],
     alone: bool,
     before: &mut dyn FnMut(usize, &str) -> Result<(), Error>,
+) -> Vec<Result<(), Error>> {
+    let mut outcomes = Vec::new();
+    let mut unused: Vec<(u32, String)> = Vec::new();
+    for attachment in attachments {
+        let done = release(host, attachment, before);
+        if done.is_ok() && attachment.mode == Mode::Inline {
+            unused.push((attachment.port_index, attachment.port.clone()));
+        }
+        outcomes.push(done);
+    }
+    let all = alone && outcomes.iter().all(Result::is_ok);
+    let deleted = before(1, "delete our veth pair, and the bridge if nothing uses it")
+        .and_then(|()| delete_unused(host, &mut unused, all));
+    match (deleted, &mut outcomes[..]) {
+        (Ok(()), _) => {}
+        (Err(error), [one]) => {
+            if one.is_ok() {
+                *one = Err(error);
+            }
+        }
+        (Err(error), several) => {
+            // One by one, so that what is told of each is true.
+            tracing::debug!(error = chain(&error), "could not be deleted together");
+            for (outcome, attachment) in several.iter_mut().zip(attachments) {
+                if outcome.is_ok() && attachment.mode == Mode::Inline {
+                    *outcome = host.send(link::delete(attachment.port_index, &attachment.port));
+                }
+            }
+            let bridge = all.then(|| remove_unused_bridge(host)).transpose();
+            if let (Err(error), Some(last)) = (bridge, several.last_mut()) {
+                *last = Err(error);
+            }
+        }
+    }
+    outcomes
+}
+
+/// Takes our rules off, and in inline mode the original interface back to its place.
+fn release(
+    host: &mut RouteSocket,
+    attachment: &Attachment,
+    before: &mut dyn FnMut(usize, &str) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let record = &attachment.record;
     match attachment.mode {
         Mode::Inline => {
             before(0, "put the original interface back into its place")?;
-            put_back(host, attachment)?;
-            before(1, "delete our veth pair")?;
-            delete_link(host, &attachment.port)?;
+            put_back(host, attachment)
         }
         Mode::Mirror => {
             before(0, "delete our filters")?;
-            if let Some(port) = link::by_index(host, attachment.port_index)? {
-                delete_mirror(host, &port, attachment.id, record.had_clsact)?;
-            }
-            before(1, "nothing more inside")?;
+            let Some(port) = link::by_index(host, attachment.port_index)? else {
+                return Ok(());
+            };
+            delete_mirror(host, &port, attachment.id, attachment.record.had_clsact)
         }
     }
-    before(2, "delete the bridge if nothing uses it")?;
-    if alone {
-        remove_unused_bridge(host)?;
-    }
-    Ok(())
 }
-
 /// Inline: from whatever state the container is in, back to its original interface.
 fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error> {
     let Some(port) = link::by_index(host, attachment.port_index)? else {
@@ -1344,19 +1437,19 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error
         new.index,
         original.index,
     )
+    .map(drop)
 }
 
 /// Originals whose veth pair somebody deleted by hand, each brought back under its name and with its own settings. What
 /// was on the pair's container end, addresses and routes, went with it; what is returned says so.
 pub(crate) fn rescue(
-    netns: &Netns,
+    target: &mut RouteSocket,
     attached: &[Attachment],
 ) -> Result<Vec<(String, String)>, Error> {
-    let mut target = RouteSocket::open(netns)?;
-    let target = &mut target;
+    let netns = target.netns().clone();
     let links = link::all(target)?;
     let mut rescued = Vec::new();
-    for link in links.iter().filter(|link| link.group != GROUP) {
+    for link in links.iter().filter(|link| !link.is_in_our_group()) {
         let Some(record) = link.alias.as_deref().and_then(Record::decode) else {
             continue;
         };
@@ -1368,7 +1461,8 @@ pub(crate) fn rescue(
         }
         // Both ends of a pair go together: as long as one is here, the other is a port of another host's bridge.
         let tmp = record.id.tmp();
-        let stands = |l: &Link| l.group == GROUP && (l.name == record.interface || l.name == tmp);
+        let stands =
+            |l: &Link| l.is_in_our_group() && (l.name == record.interface || l.name == tmp);
         if links.iter().any(stands) {
             continue;
         }

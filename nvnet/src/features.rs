@@ -42,8 +42,12 @@ impl Features {
     /// # Errors
     /// No namespace could be made to try it in; a feature that is missing is no error.
     pub fn probe() -> Result<Self, Error> {
-        let netns = Netns::nameless("the probe's namespace")?;
-        let mut socket = RouteSocket::open(&netns)?;
+        Self::probe_in(&Netns::nameless("the probe's namespace")?)
+    }
+
+    /// The same in a namespace that nothing else is in.
+    pub(crate) fn probe_in(netns: &Netns) -> Result<Self, Error> {
+        let mut socket = RouteSocket::open(netns)?;
         let socket = &mut socket;
         let end = |name| PairEnd {
             name,

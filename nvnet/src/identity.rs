@@ -94,59 +94,38 @@ pub(crate) struct Identity {
     nexthops: Vec<Raw>,
 }
 
-impl Identity {
-    /// What belongs to any of these links, in the order the kernel lists it.
-    pub(crate) fn read(socket: &mut RouteSocket, links: &[u32]) -> Result<Self, Error> {
-        let on = |index: Option<u32>| index.is_some_and(|index| links.contains(&index));
-        let mut identity = Self::default();
+/// Every address, route, neighbour and next hop of a namespace, as its kernel lists them. Read once for as many links as are
+/// looked at: most of the time that reading takes is the way there and back.
+pub(crate) struct Everything(Identity);
 
-        for body in dump(
-            socket,
-            "list addresses",
-            RTM_GETADDR,
-            RTM_NEWADDR,
-            vec![0; IFADDRMSG],
-        )? {
-            if on(body.get(4..).and_then(attr::u32_of)) && body.len() >= IFADDRMSG {
-                match body[0] {
-                    AF_INET => identity.addresses4.push(body),
-                    AF_INET6 => identity.addresses6.push(body),
-                    _ => {}
-                }
-            }
-        }
-        // The kernel puts a new IPv6 address before those of its scope, so the last one listed was the first one added.
-        identity.addresses6.reverse();
-
+impl Everything {
+    /// What the socket's namespace has now.
+    pub(crate) fn read(socket: &mut RouteSocket) -> Result<Self, Error> {
+        let mut all = Identity::addresses(socket)?;
         for family in [AF_INET, AF_INET6] {
             let mut request = vec![0; RTMSG];
             request[0] = family;
-            for body in dump(socket, "list routes", RTM_GETROUTE, RTM_NEWROUTE, request)? {
-                if body.len() >= RTMSG && route_is_moved(&body, &on) {
-                    identity.routes.push(body);
-                }
-            }
+            let routes = dump(socket, "list routes", RTM_GETROUTE, RTM_NEWROUTE, request)?;
+            all.routes.extend(routes.filter(|body| body.len() >= RTMSG));
         }
         // A route by a gateway can be added only where the gateway is reached, so those that need none come first.
-        identity
-            .routes
-            .sort_by_key(|route| route_needs_gateway(route));
+        all.routes.sort_by_key(|route| route_needs_gateway(route));
 
         for flags in [0, nda::F_PROXY] {
             let mut request = vec![0; NDMSG];
             request[10] = flags;
-            for body in dump(
+            let neighbours = dump(
                 socket,
                 "list neighbours",
                 RTM_GETNEIGH,
                 RTM_NEWNEIGH,
                 request,
-            )? {
-                let ours = on(body.get(4..).and_then(attr::u32_of)) && body.len() >= NDMSG;
-                if ours && [AF_INET, AF_INET6].contains(&body[0]) && neighbour_is_moved(&body) {
-                    identity.neighbours.push(body);
-                }
-            }
+            )?;
+            all.neighbours.extend(neighbours.filter(|body| {
+                let family = body.first();
+                body.len() >= NDMSG
+                    && family.is_some_and(|family| [AF_INET, AF_INET6].contains(family))
+            }));
         }
 
         match dump(
@@ -156,18 +135,72 @@ impl Identity {
             RTM_NEWNEXTHOP,
             vec![0; NHMSG],
         ) {
-            Ok(all) => {
-                let all = all.into_iter().filter(|body| body.len() >= NHMSG);
-                identity.nexthops = all
-                    .filter(|body| on(attr::find_u32(&body[NHMSG..], nha::OIF)))
-                    .collect();
-            }
+            Ok(nexthops) => all
+                .nexthops
+                .extend(nexthops.filter(|body| body.len() >= NHMSG)),
             // Next hop objects came with Linux 5.3.
             Err(Error::Refused { source, .. })
                 if matches!(source.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {}
             Err(error) => return Err(error),
         }
-        Ok(identity)
+        Ok(Self(all))
+    }
+
+    /// What belongs to any of these links and is moved with them, in the order the kernel lists it.
+    pub(crate) fn of(&self, links: &[u32]) -> Identity {
+        let on = |index: Option<u32>| index.is_some_and(|index| links.contains(&index));
+        // Addresses and neighbours have the link's number at the same place.
+        let there = |body: &Raw| on(body.get(4..).and_then(attr::u32_of));
+        let take = |all: &[Raw], is: &dyn Fn(&Raw) -> bool| -> Vec<Raw> {
+            all.iter().filter(|body| is(body)).cloned().collect()
+        };
+        let all = &self.0;
+        Identity {
+            addresses4: take(&all.addresses4, &there),
+            addresses6: take(&all.addresses6, &there),
+            routes: take(&all.routes, &|body| route_is_moved(body, &on)),
+            neighbours: take(&all.neighbours, &|body| {
+                there(body) && neighbour_is_moved(body)
+            }),
+            nexthops: take(&all.nexthops, &|body| {
+                on(attr::find_u32(&body[NHMSG..], nha::OIF))
+            }),
+        }
+    }
+}
+
+impl Identity {
+    /// The addresses of all links, and nothing else.
+    fn addresses(socket: &mut RouteSocket) -> Result<Self, Error> {
+        let mut all = Self::default();
+        for body in dump(
+            socket,
+            "list addresses",
+            RTM_GETADDR,
+            RTM_NEWADDR,
+            vec![0; IFADDRMSG],
+        )? {
+            if body.len() >= IFADDRMSG {
+                match body[0] {
+                    AF_INET => all.addresses4.push(body),
+                    AF_INET6 => all.addresses6.push(body),
+                    _ => {}
+                }
+            }
+        }
+        // The kernel puts a new IPv6 address before those of its scope, so the last one listed was the first one added.
+        all.addresses6.reverse();
+        Ok(all)
+    }
+
+    /// The addresses of any of these links.
+    pub(crate) fn read_addresses(socket: &mut RouteSocket, links: &[u32]) -> Result<Self, Error> {
+        Ok(Everything(Self::addresses(socket)?).of(links))
+    }
+
+    /// What belongs to any of these links.
+    pub(crate) fn read(socket: &mut RouteSocket, links: &[u32]) -> Result<Self, Error> {
+        Ok(Everything::read(socket)?.of(links))
     }
 
     /// The IPv6 addresses, to be added to `link` before the switch, without waiting for duplicates to answer.

@@ -15,6 +15,8 @@ pub(crate) const TMP_PREFIX: &str = "nv-tmp";
 pub const MAC_PREFIX: [u8; 4] = *b"NeuV";
 /// Link group of everything we make, so that it can be found and deleted together.
 pub const GROUP: u32 = 0x4e65_7556;
+/// Link group of what is deleted by the same message that puts it there.
+pub(crate) const LEAVING: u32 = GROUP + 1;
 /// Longest name of an interface, without the NUL (`IFNAMSIZ` - 1).
 pub(crate) const NAME_MAX: usize = 15;
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::attach;
 use crate::attr;
-use crate::ids::{GROUP, PORT_PREFIX, Record};
+use crate::ids::{LEAVING, PORT_PREFIX, Record};
 use crate::link::{self, Link};
 use crate::session::Session;
 use crate::socket::{Request, RouteSocket};
@@ -229,7 +229,12 @@ fn repair_where(
         }
     }
     for target in targets {
-        match attach::rescue(target, session.attached()) {
+        let rescued = session.inside(target).and_then(|mut inside| {
+            let rescued = attach::rescue(&mut inside, session.attached());
+            session.keep(inside);
+            rescued
+        });
+        match rescued {
             Ok(rescued) => repaired.extend(
                 rescued
                     .into_iter()
@@ -245,7 +250,7 @@ fn repair_where(
 }
 
 pub(crate) fn is_stray(link: &Link) -> bool {
-    let ours = link.group == GROUP && link.name.starts_with(PORT_PREFIX);
+    let ours = link.is_in_our_group() && link.name.starts_with(PORT_PREFIX);
     ours && link.alias.as_deref().and_then(Record::decode).is_none()
 }
 
@@ -259,7 +264,7 @@ pub(crate) fn read(socket: &mut RouteSocket) -> Result<Vec<Attachment>, Error> {
 pub(crate) fn among(socket: &mut RouteSocket, links: &[Link]) -> Result<Vec<Attachment>, Error> {
     let bridge = links
         .iter()
-        .find(|link| link.name == BRIDGE && link.group == GROUP);
+        .find(|link| link.name == BRIDGE && link.is_in_our_group());
     let mut found: Vec<Attachment> = links
         .iter()
         .filter_map(|link| inline(link, bridge))
@@ -270,13 +275,17 @@ pub(crate) fn among(socket: &mut RouteSocket, links: &[Link]) -> Result<Vec<Atta
 }
 
 fn inline(link: &Link, bridge: Option<&Link>) -> Option<Attachment> {
-    if link.group != GROUP || !link.name.starts_with(PORT_PREFIX) {
+    if !link.is_in_our_group() || !link.name.starts_with(PORT_PREFIX) {
         return None;
     }
     let record = Record::decode(link.alias.as_deref()?)?;
     let health = if !link.is_up() {
         Health::Damaged {
             why: format!("{} is down", link.name),
+        }
+    } else if link.group == LEAVING {
+        Health::Damaged {
+            why: format!("{} was to be deleted", link.name),
         }
     } else if bridge.is_none_or(|bridge| link.master != Some(bridge.index)) {
         Health::Damaged {
@@ -306,7 +315,7 @@ fn mirrored(
     };
     for link in links
         .iter()
-        .filter(|link| link.group != GROUP && clsact.contains(&link.index))
+        .filter(|link| !link.is_in_our_group() && clsact.contains(&link.index))
     {
         let mut hooks = Vec::new();
         let mut record: Option<Record> = None;

@@ -6,12 +6,19 @@ use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, Li
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use crate::attr;
-use crate::ids::GROUP;
+use crate::ids::{GROUP, LEAVING};
 use crate::socket::{CREATE, Request, RouteSocket};
 use crate::{Error, MacAddr};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
+const RTM_GETNETCONF: u16 = 82;
+/// Octets of `struct netconfmsg`, padded.
+const NETCONFMSG: usize = 4;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_RP_FILTER: u16 = 3;
+/// `NETCONFA_IFINDEX_ALL`: what is set for all interfaces.
+const NETCONF_ALL: i32 = -1;
 /// Octets of `struct ifinfomsg`.
 const IFINFOMSG: usize = 16;
 
@@ -33,6 +40,7 @@ mod ifla {
     pub(super) const XDP: u16 = 43;
     pub(super) const XDP_ATTACHED: u16 = 2;
     pub(super) const INET_CONF: u16 = 1;
+    pub(super) const INET6_CONF: u16 = 2;
     pub(super) const INET6_ADDR_GEN_MODE: u16 = 8;
 }
 
@@ -99,6 +107,10 @@ pub struct Link {
     pub has_xdp: bool,
     /// What it counted.
     pub stats: LinkStats,
+    /// Its own sysctl `rp_filter`; 0 without IPv4.
+    pub(crate) rp_filter: u32,
+    /// Its IPv4 and IPv6 sysctls as the kernel's octets; to be compared alone.
+    pub(crate) settings: Vec<u8>,
     kind_of_header: u16,
 }
 
@@ -123,6 +135,11 @@ impl Link {
         self.kind.as_deref() == Some(kind)
     }
 
+    /// Whether it is in a link group of ours.
+    pub(crate) fn is_in_our_group(&self) -> bool {
+        [GROUP, LEAVING].contains(&self.group)
+    }
+
     fn parse(body: &[u8]) -> Option<Self> {
         let head = body.get(..IFINFOMSG)?;
         let attrs = &body[IFINFOMSG..];
@@ -136,6 +153,11 @@ impl Link {
         let info = attr::find(attrs, ifla::LINKINFO).unwrap_or_default();
         let spec = attr::find(attrs, ifla::AF_SPEC).unwrap_or_default();
         let inet6 = attr::find(spec, AF_INET6).unwrap_or_default();
+        // All of the link's IPv4 settings as an array of words, in the order of their numbers.
+        let inet = attr::find(spec, AF_INET).unwrap_or_default();
+        let settings4 = attr::find(inet, ifla::INET_CONF).unwrap_or_default();
+        let settings6 = attr::find(inet6, ifla::INET6_CONF).unwrap_or_default();
+        let rp_filter = settings4.get(4 * (usize::from(DEVCONF_RP_FILTER) - 1)..);
         let xdp = attr::find(attrs, ifla::XDP).and_then(|x| attr::find(x, ifla::XDP_ATTACHED));
         let stats = attr::find(attrs, ifla::STATS64).unwrap_or_default();
         let counter = |n: usize| {
@@ -163,6 +185,8 @@ impl Link {
                 .map(|id| i32::from_ne_bytes(id.to_ne_bytes())),
             addr_gen_mode: attr::find(inet6, ifla::INET6_ADDR_GEN_MODE)
                 .and_then(|v| v.first().copied()),
+            rp_filter: rp_filter.and_then(attr::u32_of).unwrap_or_default(),
+            settings: [settings4, settings6].concat(),
             has_xdp: xdp.is_some_and(|v| v.first().is_some_and(|&mode| mode != 0)),
             stats: LinkStats {
                 rx_packets: counter(0),
@@ -300,6 +324,48 @@ pub(crate) fn rp_filter(index: u32, name: &str, value: u32) -> Request {
             .append_extra_attribute(af_spec(AF_INET, &inner))
             .build(),
     )
+}
+
+/// The sysctl `rp_filter` of `all`, of which and the link's own one the larger counts.
+pub(crate) fn rp_filter_of_all(socket: &mut RouteSocket) -> Result<u32, Error> {
+    let mut body = vec![0; NETCONFMSG];
+    body[0] = AF_INET as u8;
+    attr::push(&mut body, NETCONFA_IFINDEX, &NETCONF_ALL.to_ne_bytes());
+    let answer = socket.get(&Request::raw(
+        "look at the reverse path filter",
+        RTM_GETNETCONF,
+        0,
+        body,
+    ))?;
+    let attrs = answer.body.get(NETCONFMSG..).unwrap_or_default();
+    Ok(attr::find_u32(attrs, NETCONFA_RP_FILTER).unwrap_or_default())
+}
+
+/// Puts a link into a group.
+fn group(index: u32, name: &str, group: u32) -> Request {
+    set(
+        format!("set the group of {name}"),
+        change(index).link_group(group).build(),
+    )
+}
+
+/// Deletes links as one, in one message: the kernel waits for its readers once, and not for each of them.
+pub(crate) fn delete_together(links: &[(u32, String)]) -> Vec<Request> {
+    if let [(index, name)] = links {
+        return vec![delete(*index, name)];
+    }
+    let mut requests: Vec<Request> = links
+        .iter()
+        .map(|(index, name)| group(*index, name, LEAVING).accepting(&[libc::ENODEV]))
+        .collect();
+    if !requests.is_empty() {
+        let message = LinkUnspec::new_with_index(0).link_group(LEAVING).build();
+        let op = format!("delete {} links", links.len());
+        // Each one may be gone by itself meanwhile, with its container.
+        let message = RouteNetlinkMessage::DelLink(message);
+        requests.push(Request::new(op, 0, &message).accepting(&[libc::ENODEV]));
+    }
+    requests
 }
 
 /// Deletes a link, and with a veth its other end; it is no failure when it is gone already.

@@ -74,6 +74,7 @@ pub(crate) enum Told {
 pub(crate) struct Prober {
     switched: Arc<AtomicBool>,
     told: Receiver<Seen>,
+    ipv4: Ipv4Addr,
 }
 
 /// What the thread saw: once when it was answered the first time, once at its end.
@@ -109,10 +110,18 @@ impl Prober {
         thread
             .spawn(move || run(socket, &frame, &seen, &tell))
             .map_err(|error| format!("no thread: {error}"))?;
-        let prober = Self { switched, told };
-        match prober.told.recv_timeout(BEFORE) {
-            Ok(seen) if !seen.answers.is_empty() => Ok(prober),
-            _ => Err(format!("{ipv4} does not answer ARP probes")),
+        Ok(Self {
+            switched,
+            told,
+            ipv4,
+        })
+    }
+
+    /// Waits until the first probes were answered; gives the reason when they are not.
+    pub(crate) fn ready(self) -> Result<Self, String> {
+        match self.told.recv_timeout(BEFORE) {
+            Ok(seen) if !seen.answers.is_empty() => Ok(self),
+            _ => Err(format!("{} does not answer ARP probes", self.ipv4)),
         }
     }
 

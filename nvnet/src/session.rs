@@ -1,6 +1,6 @@
 //! Several changes in a row, under one lock.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -33,6 +33,10 @@ pub struct Session {
     /// Ports without a record, which nothing depends on yet; only a process that was killed leaves them.
     strays: Vec<(u32, String)>,
     has_bridge: bool,
+    /// The number of the bridge, once this session made sure that it is whole.
+    pub(crate) bridge: Option<u32>,
+    /// In the namespace that was worked on last.
+    inside: Option<RouteSocket>,
     _lock: Lock,
 }
 
@@ -60,6 +64,8 @@ impl Session {
             lowest: 1,
             strays: vec![],
             has_bridge: false,
+            bridge: None,
+            inside: None,
             _lock: lock,
         };
         session.refresh()?;
@@ -87,20 +93,61 @@ impl Session {
         self.detach_observed(id, &mut |_, _| Ok(()))
     }
 
+    /// Takes several back; the outcome of each, in their order. One that fails does not keep the others.
+    ///
+    /// Much quicker than one after the other: the kernel waits for its readers only once to delete what all of them leave.
+    pub fn detach_together(&mut self, ids: &[AttachmentId]) -> Vec<Result<(), Error>> {
+        self.detach_some(ids, &mut |_, _| Ok(()))
+    }
+
     pub(crate) fn detach_observed(
         &mut self,
         id: AttachmentId,
         before: &mut dyn FnMut(usize, &str) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let at = self.attached.iter().position(|a| a.id == id);
-        let at = at.ok_or(Error::NotAttached { id })?;
-        let alone = self.attached.len() == 1;
-        attach::detach_locked(&mut self.host, &self.attached[at], alone, before)?;
-        let gone = self.attached.remove(at);
-        self.taken.remove(&id);
-        self.lowest = self.lowest.min(id.number());
-        self.ports -= usize::from(gone.mode == Mode::Inline && self.ports > 0);
-        Ok(())
+        self.detach_some(&[id], before).into_iter().collect()
+    }
+
+    fn detach_some(
+        &mut self,
+        ids: &[AttachmentId],
+        before: &mut dyn FnMut(usize, &str) -> Result<(), Error>,
+    ) -> Vec<Result<(), Error>> {
+        let wanted: BTreeSet<AttachmentId> = ids.iter().copied().collect();
+        let (chosen, others): (Vec<_>, Vec<_>) =
+            self.attached.iter().partition(|a| wanted.contains(&a.id));
+        // By id, as `attached` is.
+        let outcomes = attach::detach_locked(&mut self.host, &chosen, others.is_empty(), before);
+        let mut of_each: BTreeMap<AttachmentId, Result<(), Error>> =
+            chosen.iter().map(|a| a.id).zip(outcomes).collect();
+        let is_gone = |id: &AttachmentId| of_each.get(id).is_some_and(Result::is_ok);
+        for gone in self.attached.extract_if(.., |a| is_gone(&a.id)) {
+            self.taken.remove(&gone.id);
+            self.lowest = self.lowest.min(gone.id.number());
+            self.ports -= usize::from(gone.mode == Mode::Inline && self.ports > 0);
+        }
+        // It may be among what was deleted.
+        self.bridge = None;
+        ids.iter()
+            .map(|id| {
+                of_each
+                    .remove(id)
+                    .unwrap_or(Err(Error::NotAttached { id: *id }))
+            })
+            .collect()
+    }
+
+    /// A socket in a container: the one that is there from the call before, if that was about the same container.
+    pub(crate) fn inside(&mut self, netns: &Netns) -> Result<RouteSocket, Error> {
+        match self.inside.take() {
+            Some(socket) if socket.netns() == netns => Ok(socket),
+            _ => RouteSocket::open(netns),
+        }
+    }
+
+    /// Keeps a socket for the next call.
+    pub(crate) fn keep(&mut self, inside: RouteSocket) {
+        self.inside = Some(inside);
     }
 
     /// Reads again what is attached.
@@ -183,14 +230,17 @@ impl Session {
 
 /// What this kernel can do, tried once a process and not once an interface; a missing feature is looked for again.
 pub(crate) fn features(inline: bool) -> Result<Features, Error> {
-    static ALL: OnceLock<Features> = OnceLock::new();
-    if let Some(features) = ALL.get() {
+    // With the namespace it was tried in: the kernel, when it clears one away, keeps everybody else from changing links, and
+    // the first attach would wait for it.
+    static ALL: OnceLock<(Features, Netns)> = OnceLock::new();
+    if let Some((features, _)) = ALL.get() {
         return Ok(features.clone());
     }
-    let features = Features::probe()?;
+    let netns = Netns::nameless("the probe's namespace")?;
+    let features = Features::probe_in(&netns)?;
     features.need(inline)?;
     Ok(match features.need(true) {
-        Ok(()) => ALL.get_or_init(|| features).clone(),
+        Ok(()) => ALL.get_or_init(|| (features, netns)).0.clone(),
         Err(_) => features,
     })
 }

@@ -11,7 +11,7 @@ use crate::identity::Identity;
 use crate::link;
 use crate::socket::{Request, RouteSocket};
 use crate::tc::{self, Classifier, Filter, Hook, Mirred};
-use crate::{AttachmentId, Error, Netns, bpf, sysctl};
+use crate::{AttachmentId, Error, bpf};
 
 /// How long the kernel may take to make IPv6 addresses usable; it takes about a millisecond.
 const IPV6_PATIENCE: Duration = Duration::from_secs(5);
@@ -155,7 +155,6 @@ impl Switch {
         renames: Vec<Request>,
         end: Vec<Request>,
     ) -> Result<Range<Instant>, Error> {
-        let netns = target.netns().clone();
         let (from, to_link) = match to {
             Holder::New => (self.original, self.new_index),
             Holder::Original => (self.new_index, self.original),
@@ -167,8 +166,7 @@ impl Switch {
             Holder::New => self.rules(target, local.as_fd())?,
             Holder::Original => self.no_rules(target)?,
         };
-        let (loosen, tighten) =
-            reverse_path_filters(target, &netns, &[self.original, self.new_index])?;
+        let (loosen, tighten) = reverse_path_filters(target, &[self.original, self.new_index])?;
         let mut batch = loosen;
         batch.extend(renames);
         batch.extend(identity.arrive(from, to_link));
@@ -265,18 +263,17 @@ fn bounce(target: &mut RouteSocket, index: u32, from: &str, to: &str) -> Result<
 /// filtering would drop them. The requests that loosen it, and those that put it back.
 fn reverse_path_filters(
     target: &mut RouteSocket,
-    netns: &Netns,
     links: &[u32],
 ) -> Result<(Vec<Request>, Vec<Request>), Error> {
     const STRICT: u32 = 1;
     const LOOSE: u32 = 2;
-    let all = sysctl::rp_filter(netns, "all")?;
+    let all = link::rp_filter_of_all(target)?;
     let (mut loosen, mut tighten) = (Vec::new(), Vec::new());
     for &index in links {
         let Some(link) = link::by_index(target, index)? else {
             continue;
         };
-        let own = sysctl::rp_filter(netns, &link.name)?;
+        let own = link.rp_filter;
         if all.max(own) == STRICT {
             loosen.push(link::rp_filter(index, &link.name, LOOSE));
             tighten.push(link::rp_filter(index, &link.name, own));

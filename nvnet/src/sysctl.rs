@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::dir::Dir;
 use nix::fcntl::{OFlag, openat};
@@ -44,10 +46,8 @@ pub(crate) fn read(netns: &Netns, interface: &str) -> Result<Settings, Error> {
                 if LEFT_OUT.contains(&&name[..]) {
                     continue;
                 }
-                let mut value = String::new();
-                let file = at(&folder, &name, OFlag::O_RDONLY);
-                if file.is_ok_and(|mut file| file.read_to_string(&mut value).is_ok()) {
-                    all.insert((tree, name), value.trim_end().to_owned());
+                if let Some(value) = value(&folder, &name) {
+                    all.insert((tree, name), value);
                 }
             }
         }
@@ -73,9 +73,17 @@ fn folders(interface: &str) -> Vec<(usize, Dir)> {
         .collect()
 }
 
-fn at(folder: &Dir, name: &str, how: OFlag) -> io::Result<File> {
-    let file = openat(folder, name, how | OFlag::O_CLOEXEC, Mode::empty())?;
-    Ok(file.into())
+fn at(folder: &Dir, name: &str, how: OFlag) -> io::Result<OwnedFd> {
+    Ok(openat(folder, name, how | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// One setting, by one read: these files give all they have at once, and there are well over a hundred of them.
+fn value(folder: &Dir, name: &str) -> Option<String> {
+    let file = at(folder, name, OFlag::O_RDONLY).ok()?;
+    let mut octets = [0; 256];
+    let len = nix::unistd::read(&file, &mut octets).ok()?;
+    let text = std::str::from_utf8(octets.get(..len)?).ok()?;
+    Some(text.trim_end().to_owned())
 }
 
 /// Gives `interface` those of `settings` in which it differs.
@@ -91,8 +99,8 @@ pub(crate) fn write(netns: &Netns, interface: &str, settings: &Settings) -> Resu
             let Some((_, folder)) = folders.iter().find(|(of, _)| of == tree) else {
                 continue;
             };
-            let written =
-                at(folder, name, OFlag::O_WRONLY).and_then(|mut f| f.write_all(value.as_bytes()));
+            let written = at(folder, name, OFlag::O_WRONLY)
+                .and_then(|file| File::from(file).write_all(value.as_bytes()));
             match written {
                 Ok(()) => {}
                 // Some are shown and cannot be set on every kernel.
@@ -115,20 +123,14 @@ pub(crate) fn write(netns: &Netns, interface: &str, settings: &Settings) -> Resu
     })?
 }
 
-/// One value of `/proc/sys/net/ipv4/conf/NAME/rp_filter`, 0 when there is none.
-pub(crate) fn rp_filter(netns: &Netns, interface: &str) -> Result<u32, Error> {
-    netns.run(|| {
-        let path = format!("{NET}/{}/{interface}/rp_filter", TREES[0]);
-        std::fs::read_to_string(path)
-            .ok()
-            .and_then(|v| v.trim().parse().ok())
-            .unwrap_or(0)
-    })
-}
-
-/// Whether the kernel has IPv6 at all.
+/// Whether the kernel has IPv6 at all; looked up until it has, as it keeps it then.
 pub(crate) fn has_ipv6(netns: &Netns) -> Result<bool, Error> {
-    netns.run(|| Path::new(NET).join(TREES[1]).exists())
+    static SEEN: AtomicBool = AtomicBool::new(false);
+    if !SEEN.load(Ordering::Relaxed) {
+        let there = netns.run(|| Path::new(NET).join(TREES[1]).exists())?;
+        SEEN.store(there, Ordering::Relaxed);
+    }
+    Ok(SEEN.load(Ordering::Relaxed))
 }
 
 /// The settings as lines, for comparing.

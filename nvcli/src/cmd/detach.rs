@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use nvnet::{Attachment, Netns, Session};
+use nvnet::{Attachment, AttachmentId, Netns, Session};
 use serde::Serialize;
 
 use crate::args::{Detach, ListOutput};
@@ -12,6 +12,9 @@ use crate::names::is_called;
 use crate::open::{host, net};
 use crate::signals::uninterrupted;
 use crate::target::Target;
+
+/// So many are detached together: enough to share what the kernel waits for, few enough that a signal is soon heard.
+const TOGETHER: usize = 64;
 
 #[derive(Serialize)]
 struct Detached<'a> {
@@ -61,18 +64,22 @@ pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
         say.note("nothing is attached");
     }
     let mut failed: Option<CliError> = None;
-    for attachment in chosen {
-        match uninterrupted(|| session.detach(attachment.id)) {
-            Ok(()) => print(attachment, args.output).map_err(|source| CliError::output(&source))?,
-            Err(error) => {
-                let (name, interface) = (&attachment.workload.name, &attachment.interface);
-                let told =
-                    net(format!("cannot detach {interface} of {name}"), &error).left([format!(
-                        "{interface} of {name} is attached (id {})",
-                        attachment.id
-                    )]);
-                if let Some(earlier) = failed.replace(told) {
-                    earlier.report();
+    for some in chosen.chunks(TOGETHER) {
+        let ids: Vec<AttachmentId> = some.iter().map(|attachment| attachment.id).collect();
+        let done = uninterrupted(|| session.detach_together(&ids));
+        for (attachment, done) in some.iter().zip(done) {
+            match done {
+                Ok(()) => {
+                    print(attachment, args.output).map_err(|source| CliError::output(&source))?
+                }
+                Err(error) => {
+                    let (name, interface) = (&attachment.workload.name, &attachment.interface);
+                    let told = net(format!("cannot detach {interface} of {name}"), &error).left([
+                        format!("{interface} of {name} is attached (id {})", attachment.id),
+                    ]);
+                    if let Some(earlier) = failed.replace(told) {
+                        earlier.report();
+                    }
                 }
             }
         }
