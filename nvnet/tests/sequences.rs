@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -55,6 +56,14 @@ fn main() {
         a_difference_takes_the_attach_back,
     );
     add("the_blackout_is_measured", the_blackout_is_measured);
+    add(
+        "processes_attach_and_detach_at_the_same_time",
+        processes_attach_and_detach_at_the_same_time,
+    );
+    add(
+        "several_are_detached_together",
+        several_are_detached_together,
+    );
     add(
         "a_container_that_falls_silent_is_put_back",
         a_container_that_falls_silent_is_put_back,
@@ -274,6 +283,14 @@ fn child(order: &str) -> ! {
     };
     let open = |path: &str| Netns::at_path(path.as_ref()).expect("the parent holds it open");
     let (host, target) = (open(host), open(target));
+    if what == "churn" {
+        let mode = mode.parse().expect("a mode");
+        if let Err(failed) = churn(&host, &target, mode) {
+            eprintln!("{failed:?}");
+            std::process::exit(1);
+        }
+        std::process::exit(0);
+    }
     ptrace::traceme().expect("the parent wants to trace");
     raise(Signal::SIGSTOP).expect("we may stop ourselves");
     let done = if what == "attach" {
@@ -656,6 +673,140 @@ fn the_blackout_is_measured() -> Result<(), Failed> {
         same("at most", blackout.at_most(), blackout.switch)?;
     }
     Ok(())
+}
+
+/// What one process of many does: attaches and detaches, without regard to what the others do to the same container.
+fn churn(host: &Netns, target: &Netns, mode: Mode) -> Result<(), Failed> {
+    for _ in 0..ROUNDS {
+        let workload = Workload {
+            name: format!("process {}", std::process::id()),
+            ..Workload::default()
+        };
+        nvnet::repair_target(host, target).map_err(chain)?;
+        let plan = Plan::new(host, target, workload).mode(mode);
+        let attached = match plan.interface("eth0").check().and_then(CheckedPlan::attach) {
+            Ok(attached) => attached,
+            Err(Error::AlreadyAttached { .. }) => vec![],
+            Err(error) => return Err(chain(error)),
+        };
+        let all = nvnet::list(host)?;
+        let ids: BTreeSet<_> = all.iter().map(|one| one.id).collect();
+        same("ids", ids.len(), all.len())?;
+        for one in attached {
+            match nvnet::detach(host, one.id) {
+                Ok(()) | Err(Error::NotAttached { .. }) => {}
+                Err(error) => return Err(chain(error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Rounds of each process.
+const ROUNDS: usize = 6;
+
+fn processes_attach_and_detach_at_the_same_time() -> Result<(), Failed> {
+    let lab = Lab::new(&["a", "b", "c"])?;
+    let netns = || {
+        let inside = lab.containers.iter().map(|container| &container.netns);
+        inside.chain([&lab.host])
+    };
+    let before = netns().map(picture).collect::<Result<Vec<_>, _>>()?;
+    // Two at each container, one for each mode: one of them finds what the other one attached.
+    let children = lab
+        .containers
+        .iter()
+        .flat_map(|container| MODES.map(|mode| (container, mode)))
+        .map(|(container, mode)| {
+            let order = format!(
+                "churn {mode} {} {}",
+                path(&lab.host),
+                path(&container.netns)
+            );
+            Command::new(std::env::current_exe()?)
+                .env(CHILD, order)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    for child in children {
+        let output = child.wait_with_output()?;
+        ensure(
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )?;
+    }
+    same("attachments", nvnet::list(&lab.host)?.len(), 0)?;
+    for (netns, before) in netns().zip(&before) {
+        same_picture(netns.label(), before, &picture(netns)?)?;
+    }
+    Ok(())
+}
+
+fn several_are_detached_together() -> Result<(), Failed> {
+    let lab = Lab::new(&["a", "b", "c", "d"])?;
+    let before = picture(&lab.host)?;
+    let mut ids = Vec::new();
+    let attach = |container: usize, mode| -> Result<nvnet::AttachmentId, Failed> {
+        let workload = Workload {
+            name: container.to_string(),
+            ..Workload::default()
+        };
+        let plan = Plan::new(&lab.host, &lab.containers[container].netns, workload).mode(mode);
+        let attached = plan.check().and_then(CheckedPlan::attach).map_err(chain)?;
+        Ok(attached[0].id)
+    };
+    let inside = lab.containers[..3]
+        .iter()
+        .map(|container| picture(&container.netns))
+        .collect::<Result<Vec<_>, _>>()?;
+    for container in 0..3 {
+        ids.push(attach(container, MODES[usize::from(container == 1)])?);
+    }
+    let stays = attach(3, Mode::Inline)?;
+    let nobody = nvnet::AttachmentId::new(999).ok_or("an id")?;
+    // Somebody took the interface away whose place ours has: there is nothing to be put back, and the others are.
+    sh_in(
+        &lab.containers[2].netns,
+        "ip link set eth0 name gone; ip addr flush dev gone; ip link del nv-ex-eth0",
+    )?;
+    let mut session = nvnet::Session::open(&lab.host)?;
+    let outcomes = session.detach_together(&[ids[2], nobody, ids[0], ids[1]]);
+    ensure(
+        matches!(
+            outcomes[..],
+            [Ok(()), Err(Error::NotAttached { id }), Ok(()), Ok(())] if id == nobody
+        ),
+        format!("{outcomes:?}"),
+    )?;
+    let left: Vec<_> = session.attached().iter().map(|one| one.id).collect();
+    same("left", &left, &vec![stays])?;
+    drop(session);
+    same("listed", nvnet::list(&lab.host)?.len(), 1)?;
+    for (container, before) in lab.containers[..2].iter().zip(&inside) {
+        same_picture(container.netns.label(), before, &picture(&container.netns)?)?;
+    }
+    // The last one takes the bridge along.
+    let outcomes = nvnet::Session::open(&lab.host)?.detach_together(&[stays]);
+    ensure(matches!(outcomes[..], [Ok(())]), format!("{outcomes:?}"))?;
+    let ends_gone = sh_in(
+        &lab.host,
+        "ip link show nv-br 2>&1; ip -br link | grep -c nv-; true",
+    )?;
+    ensure(
+        ends_gone.contains("does not exist") && ends_gone.contains("\n0"),
+        ends_gone,
+    )?;
+    let now = picture(&lab.host)?;
+    // Gone with the interface that was deleted.
+    let end = &lab.containers[2].host_end;
+    let without = |picture: &str| -> String {
+        let lines = picture.lines().filter(|line| !line.contains(&end[..]));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    same_picture("host", &without(&before), &without(&now))
 }
 
 fn a_container_that_falls_silent_is_put_back() -> Result<(), Failed> {
