@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::export::ExportConfig;
 use crate::filter::Filter;
 use crate::target::Target;
 
@@ -77,6 +78,8 @@ pub(crate) enum RecordOutput {
     Json,
     /// The same names as columns
     Csv,
+    /// Nothing: the records are for --export
+    None,
 }
 
 /// Steer copies of a container's frames to nv-br
@@ -180,6 +183,7 @@ Examples:
   nvcli flows --container web-1 --duration 10s
   nvcli flows 'tcp port 443 and host 10.0.0.2'   only these frames; the kernel leaves out the others
   nvcli flows --output json | jq .octetDeltaCount
+  nvcli flows --output none --export ipfix+udp://collector:4739 --export file:flows.json
   nvcli flows --read web.pcapng --sort octets --count 10
   nvcli flows --read web.pcapng --protocol tcp --port 443 --host 10.0.0.0/8
   tcpdump -w - | nvcli flows --read - --output csv")]
@@ -208,6 +212,9 @@ pub(crate) struct Flows {
     /// How records are written
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) output: RecordOutput,
+    /// Send the records there too (docs/export.md); may be given again: file:PATH, stdout, unix:PATH, ipfix+udp://HOST:PORT, ipfix+tcp://HOST:PORT
+    #[arg(short = 'x', long = "export", value_name = "URL")]
+    pub(crate) exports: Vec<ExportConfig>,
     /// Hold the records back until the end and put the largest first
     #[arg(short, long, value_enum, value_name = "KEY")]
     pub(crate) sort: Option<SortKey>,

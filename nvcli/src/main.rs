@@ -9,6 +9,7 @@ mod container;
 mod engine;
 mod escape;
 mod exit;
+mod export;
 mod expression;
 mod filter;
 mod names;

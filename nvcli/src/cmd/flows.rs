@@ -17,6 +17,7 @@ use nvnet::BRIDGE;
 use crate::args::{Flows, RecordOutput, SortKey};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
+use crate::export::{self, Export, Pace, Stage};
 use crate::expression::{self, OfFiles};
 use crate::names::Names;
 use crate::open::{host, net};
@@ -50,6 +51,7 @@ pub(crate) fn run(args: &Flows, say: Say) -> Result<()> {
     } else {
         Frames::Files(filter.map(OfFiles::new).transpose()?)
     };
+    let exports = exports(args)?;
     let interrupt = Interrupt::listen()?;
     let mut meter = Meter::new(config(args)).map_err(|error| {
         CliError::new("cannot make the table of connections")
@@ -57,9 +59,35 @@ pub(crate) fn run(args: &Flows, say: Say) -> Result<()> {
             .remedy("a smaller --max-connections")
     })?;
     match filter {
-        Frames::Live(program) => live(args, program, say, &mut meter, &interrupt),
-        Frames::Files(filter) => files(args, filter, say, &mut meter, &interrupt),
+        Frames::Live(program) => live((args, &exports), program, say, &mut meter, &interrupt),
+        Frames::Files(filter) => files((args, &exports), filter, say, &mut meter, &interrupt),
     }
+}
+
+/// Where records go beside the output.
+fn exports(args: &Flows) -> Result<Vec<Export>> {
+    let exports = args
+        .exports
+        .iter()
+        .map(|config| {
+            config
+                .check()
+                .map_err(|error| CliError::usage("--export cannot be followed").because(error))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let shows_nothing = args.output == RecordOutput::None;
+    if shows_nothing && exports.is_empty() {
+        return Err(CliError::usage(
+            "--output none leaves nothing to do without --export",
+        ));
+    }
+    if !shows_nothing && exports.iter().any(Export::is_stdout) {
+        return Err(CliError::usage(
+            "records and --export stdout would be mixed on standard output",
+        )
+        .remedy("--output none"));
+    }
+    Ok(exports)
 }
 
 /// Which frames are read.
@@ -105,6 +133,8 @@ struct Output<'a> {
     args: &'a Flows,
     names: Option<Names>,
     to: To,
+    /// Takes every record that is wanted, in the order in which they come.
+    stage: Stage,
     shown: u64,
     /// Records held back for sorting, best first, and how many fell out of bounds.
     held: BTreeMap<(std::cmp::Reverse<u64>, u64), FlowRecord>,
@@ -118,10 +148,11 @@ struct Output<'a> {
 enum To {
     Lines(Box<dyn Lines>),
     Watch(Box<Watch>),
+    Nowhere,
 }
 
 impl<'a> Output<'a> {
-    fn new(args: &'a Flows, names: Option<Names>) -> io::Result<Self> {
+    fn new(args: &'a Flows, names: Option<Names>, stage: Stage) -> io::Result<Self> {
         let terminal = io::stdout().is_terminal();
         let out = || BufWriter::with_capacity(1 << 16, io::stdout());
         let to = match args.output {
@@ -136,12 +167,14 @@ impl<'a> Output<'a> {
             RecordOutput::Table | RecordOutput::Json => {
                 To::Lines(Box::new(Json::new(io::stdout())))
             }
+            RecordOutput::None => To::Nowhere,
             RecordOutput::Csv => To::Lines(Box::new(Csv::new(io::stdout(), !args.no_header))),
         };
         Ok(Self {
             args,
             names,
             to,
+            stage,
             shown: 0,
             held: BTreeMap::new(),
             seen: 0,
@@ -159,14 +192,14 @@ impl<'a> Output<'a> {
     fn holds(&self) -> Option<SortKey> {
         match self.to {
             To::Lines(_) => self.args.sort,
-            To::Watch(_) => None,
+            To::Watch(_) | To::Nowhere => None,
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.to {
             To::Lines(lines) => lines.flush(),
-            To::Watch(_) => Ok(()),
+            To::Watch(_) | To::Nowhere => Ok(()),
         }
     }
 
@@ -236,6 +269,7 @@ impl Sink for Output<'_> {
         let Some(record) = named(self.names.as_ref(), &self.args.containers, record) else {
             return Ok(ControlFlow::Continue(()));
         };
+        self.stage.record(&record);
         let holds = self.holds();
         if holds.is_none() && !self.beside_progress {
             self.progress = None;
@@ -250,6 +284,7 @@ impl Sink for Output<'_> {
                 watch.ended(record.into_owned());
                 self.shown += 1;
             }
+            To::Nowhere => self.shown += 1,
         }
         Ok(if self.is_full() {
             ControlFlow::Break(())
@@ -274,14 +309,15 @@ fn is_stdin(file: &Path) -> bool {
 
 /// Files are read as one stream, in the order given.
 fn files(
-    args: &Flows,
+    (args, exports): (&Flows, &[Export]),
     mut filter: Option<OfFiles>,
     say: Say,
     meter: &mut Meter,
     interrupt: &Interrupt,
 ) -> Result<()> {
     let began = Instant::now();
-    let mut out = Output::new(args, None).map_err(|source| CliError::output(&source))?;
+    let stage = Stage::start(exports, Pace::Wait)?;
+    let mut out = Output::new(args, None, stage).map_err(|source| CliError::output(&source))?;
     if !say.is_quiet() {
         out.progress = Progress::start(length(&args.read));
     }
@@ -344,6 +380,7 @@ fn files(
     }
     out.finish(say)
         .map_err(|source| CliError::output(&source))?;
+    let exported = export::told(say, &out.stage.finish());
     if args.stats {
         account(say, meter, &totals, began.elapsed());
         if let Some(filter) = &filter {
@@ -359,7 +396,15 @@ fn files(
             ));
         }
     }
-    failed.map_or(Ok(()), Err)
+    match failed {
+        None => exported,
+        Some(failed) => {
+            if let Err(lost) = exported {
+                lost.report();
+            }
+            Err(failed)
+        }
+    }
 }
 
 /// Why reading stopped before the end.
@@ -443,7 +488,7 @@ fn unreadable(file: &str, error: &nvcapture::Error) -> CliError {
 
 /// All attached containers, from nv-br.
 fn live(
-    args: &Flows,
+    (args, exports): (&Flows, &[Export]),
     filter: Option<Vec<BpfInsn>>,
     say: Say,
     meter: &mut Meter,
@@ -478,7 +523,9 @@ fn live(
     }
     let began = Instant::now();
     let until = args.duration.map(|duration| began + duration);
-    let mut out = Output::new(args, Some(names)).map_err(|source| CliError::output(&source))?;
+    let stage = Stage::start(exports, Pace::Live)?;
+    let mut out =
+        Output::new(args, Some(names), stage).map_err(|source| CliError::output(&source))?;
     if let To::Lines(_) = out.to {
         say.note("metering; records come as connections end, Ctrl-C ends it with those still open");
     }
@@ -491,7 +538,7 @@ fn live(
     }
     out.finish(say)
         .map_err(|source| CliError::output(&source))?;
-    drop(out);
+    let exported = export::told(say, &out.stage.finish());
     let totals = ring.stats().unwrap_or_default();
     account(say, meter, &totals, began.elapsed());
     if let Some(gone) = gone {
@@ -500,7 +547,7 @@ fn live(
             escape::text(&gone)
         ));
     }
-    Ok(())
+    exported
 }
 
 /// Meters until the end is asked for; tells why when the interface ended it.

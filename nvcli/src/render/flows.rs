@@ -39,6 +39,11 @@ impl<W: Write> Json<W> {
             keys: keys("\"", "\":"),
         }
     }
+
+    /// What is written to.
+    pub(crate) fn out_mut(&mut self) -> &mut W {
+        self.out.out_mut()
+    }
 }
 
 impl<W: Write> Lines for Json<W> {

@@ -269,6 +269,11 @@ impl<W: Write> Gather<W> {
         self.out.write_all(&self.text[..gathered])
     }
 
+    /// What is written to.
+    pub(crate) fn out_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     /// Writes all that has been gathered.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.write()?;

@@ -23,6 +23,8 @@ pub enum Need {
     Tcpdump,
     /// tshark, as a witness that is not ours.
     Tshark,
+    /// nfdump and its collector, as a reader of IPFIX that is not ours.
+    Nfdump,
     /// A Docker engine that answers, and a static busybox to make an image from.
     Docker,
 }
@@ -35,6 +37,7 @@ impl Need {
             Self::Iproute2 => "iproute2",
             Self::Tcpdump => "tcpdump",
             Self::Tshark => "tshark",
+            Self::Nfdump => "nfdump",
             Self::Docker => "docker",
         }
     }
@@ -62,6 +65,7 @@ impl Need {
             Self::Iproute2 => tool("ip", &["-V"]).and_then(|()| tool("tc", &["-V"])),
             Self::Tcpdump => tool("tcpdump", &["--version"]),
             Self::Tshark => tool("tshark", &["--version"]),
+            Self::Nfdump => tool("nfdump", &["-V"]).and_then(|()| tool("nfcapd", &["-V"])),
             Self::Docker => tool("docker", &["version"]).and_then(|()| tool("busybox", &["true"])),
         }
     }
