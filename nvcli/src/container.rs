@@ -59,6 +59,8 @@ struct Inspected {
     pid: u32,
     network_mode: String,
     networks: Vec<String>,
+    /// The addresses of its interfaces.
+    macs: Vec<String>,
 }
 
 impl Engine {
@@ -145,6 +147,17 @@ impl Engine {
         .remedy("the same command again"))
     }
 
+    /// The addresses of a running container's interfaces, as the engine made them; `None` when it knows no such container,
+    /// or when that does not run.
+    pub(crate) fn interfaces(&self, id: &str) -> Result<Option<Vec<String>>> {
+        let listed = self.list()?;
+        let Some(found) = listed.iter().find(|one| one.id.starts_with(id)) else {
+            return Ok(None);
+        };
+        let now = self.inspect(&found.id)?;
+        Ok(now.running.then_some(now.macs))
+    }
+
     fn list(&self) -> Result<Vec<Listed>> {
         let options = ListContainersOptions {
             all: true,
@@ -179,6 +192,10 @@ impl Engine {
             )
             .map_err(|source| self.failed("tell of the container", &source))?;
         let state = answer.state.unwrap_or_default();
+        let networks = answer
+            .network_settings
+            .and_then(|settings| settings.networks)
+            .unwrap_or_default();
         Ok(Inspected {
             id: answer.id.unwrap_or_default(),
             name: answer
@@ -199,11 +216,11 @@ impl Engine {
                 .host_config
                 .and_then(|config| config.network_mode)
                 .unwrap_or_default(),
-            networks: answer
-                .network_settings
-                .and_then(|settings| settings.networks)
-                .map(|networks| networks.into_keys().collect())
-                .unwrap_or_default(),
+            macs: networks
+                .values()
+                .filter_map(|endpoint| endpoint.mac_address.clone())
+                .collect(),
+            networks: networks.into_keys().collect(),
         })
     }
 
@@ -413,6 +430,7 @@ mod tests {
             pid: 4711,
             network_mode: "bridge".into(),
             networks: vec!["bridge".into()],
+            macs: vec!["02:42:ac:11:00:02".into()],
         }
     }
 

@@ -14,6 +14,7 @@ mod expression;
 mod filter;
 mod names;
 mod open;
+mod orphan;
 #[allow(dead_code, reason = "for the agent")]
 mod queue;
 mod render;

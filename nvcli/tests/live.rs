@@ -31,7 +31,78 @@ fn main() {
             move || super_frames(mode),
         ));
     }
+    trials.push(privileged(
+        "doctor_says_which_mode_is_safe",
+        NEEDS,
+        doctor_says_which_mode_is_safe,
+    ));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// Of every interface of a target, as people and as programs read it, with the command to give.
+fn doctor_says_which_mode_is_safe() -> Test {
+    let lab = Lab::new(&["web"])?;
+    let (web, end) = (&lab.containers[0].netns, &lab.containers[0].host_end);
+    let target = path_of(web);
+    let doctor = |output: &str| -> Result<(Option<i32>, String), Failed> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+        command.args(["doctor", "--output", output, &target]);
+        let told = lab.host.run(|| command.output())??;
+        Ok((told.status.code(), String::from_utf8(told.stdout)?))
+    };
+    let of = |name: &str| -> Result<Value, Failed> {
+        let (_, told) = doctor("json")?;
+        let mut findings = told.lines().map(serde_json::from_str::<Value>);
+        findings
+            .find(|f| f.as_ref().is_ok_and(|f| f["interface"] == name))
+            .ok_or_else(|| Failed::from(told.clone()))?
+            .map_err(Into::into)
+    };
+    let eth0 = of("eth0")?;
+    for (key, value) in [
+        ("check", Value::from("interface")),
+        ("verdict", Value::from("ok")),
+        ("kind", Value::from("veth")),
+        ("inlineSafe", Value::from(true)),
+        ("mirrorSafe", Value::from(true)),
+        ("mirroredFrom", Value::from(end.as_str())),
+        ("advice", Value::from("inline")),
+    ] {
+        same(key, &eth0[key], &value)?;
+    }
+
+    // A bridge over it: not inline, with the reason; and what nobody can attach makes it fail.
+    sh_in(
+        web,
+        "ip link add br0 type bridge && ip link set eth0 master br0",
+    )?;
+    let eth0 = of("eth0")?;
+    same("verdict", &eth0["verdict"], &Value::from("warn"))?;
+    same("advice", &eth0["advice"], &Value::from("mirror"))?;
+    let why = eth0["inlineRefused"].as_str().unwrap_or_default();
+    ensure(why.contains("a port of `br0`"), why)?;
+    let remedy = eth0["try"].as_str().unwrap_or_default();
+    let command = format!("nvcli attach {target} --interface eth0 --mode mirror");
+    same("try", remedy, &command)?;
+    let (code, table) = doctor("table")?;
+    same("exit code", code, Some(0))?;
+    ensure(
+        table.contains("not inline: it is a port of `br0`") && table.contains(&command),
+        table,
+    )?;
+    sh_in(web, "ip link delete br0; ip link delete eth0")?;
+    let (code, table) = doctor("table")?;
+    same("exit code without an interface", code, Some(1))?;
+    ensure(table.contains("no interface of"), table)
+}
+
+fn path_of(netns: &Netns) -> String {
+    use std::os::fd::{AsFd, AsRawFd};
+    format!(
+        "netns:/proc/{}/fd/{}",
+        std::process::id(),
+        netns.as_fd().as_raw_fd()
+    )
 }
 
 /// A host with `web` attached and `client` beside it.

@@ -10,7 +10,8 @@ use crate::bpf::{self, Way};
 use crate::features::Features;
 use crate::identity::{self, Everything, Identity};
 use crate::ids::{self, GROUP, Record};
-use crate::inventory::{self, Attachment, Health};
+use crate::inventory::{self, Attachment, Fate, Health, Orphan, Repaired};
+use crate::keep::Kept;
 use crate::link::{self, Link, PairEnd};
 use crate::probe::{Blackout, Prober, Told};
 use crate::session::{self, Session};
@@ -21,6 +22,9 @@ use crate::{AttachmentId, BRIDGE, Error, MAC_PREFIX, MacAddr, Mode, Netns, Workl
 
 /// Largest MTU of a bridge: every port's frames fit.
 const BRIDGE_MTU: u32 = 65_535;
+/// What the kernel gives a veth end by itself.
+const TAP_TXQLEN: u32 = 1_000;
+
 /// What to attach, and how.
 #[derive(Clone, Debug)]
 #[must_use = "a plan changes nothing until it is checked and attached"]
@@ -95,9 +99,6 @@ impl Plan {
             }
             Ok(()) => chosen,
         };
-        if self.mode == Mode::Inline {
-            session.need_ports(chosen.len())?;
-        }
         let mut interfaces = Vec::new();
         for link in chosen {
             let id = session.take_id()?;
@@ -109,7 +110,12 @@ impl Plan {
                 id,
             )?);
         }
-        let steps = steps(self.mode, &interfaces, &self.target);
+        let pairs = interfaces.iter().filter(|interface| interface.has_pair());
+        session.need_ports(pairs.count())?;
+        if interfaces.iter().any(Interface::has_pair) {
+            features.need_pairs()?;
+        }
+        let steps = steps(&interfaces, &self.target);
         Ok(CheckedPlan {
             session,
             target,
@@ -183,6 +189,12 @@ impl Plan {
                 hook.name()
             ))
         };
+        let before_ours = |hook: Hook, on: &str| {
+            refuse(format!(
+                "a TCX program is attached to the {} of {on}: it comes before every filter, and what it ends would not reach ours",
+                hook.name()
+            ))
+        };
         let record = |had_clsact| Record {
             id,
             mode: self.mode,
@@ -193,6 +205,7 @@ impl Plan {
             addr_gen_mode: link.addr_gen_mode,
             had_clsact,
             bridge: None,
+            inside: None,
             workload: self.workload.clone(),
         };
         let place = match self.mode {
@@ -221,6 +234,9 @@ impl Plan {
                 }
                 let ingress = foreign(tc::filters(target, link.index, Hook::Ingress)?);
                 let pref = tc::first_pref(&ingress).ok_or_else(|| behind(Hook::Ingress))?;
+                if tc::has_tcx(target.netns(), link.index, Hook::Ingress)? {
+                    return Err(before_ours(Hook::Ingress, &link.name));
+                }
                 let ex = ids::ex_name(&link.name);
                 if let Some(there) = links.iter().find(|l| l.name == ex) {
                     return Err(Error::Foreign {
@@ -237,10 +253,25 @@ impl Plan {
                 }
             }
             Mode::Mirror => {
-                let port = host_end(host, &self.target, link)?.ok_or_else(|| {
-                    refuse("it is no veth with its other end on this host, so the host does not see its frames".into())
-                })?;
-                let standing = tc::all_filters(host, port.index)?;
+                let port = host_end(host, &self.target, link)?;
+                // Where the rules go: onto the host end, or where there is none onto the interface itself.
+                let (rules, on) = match &port {
+                    Some(port) => (host, port),
+                    None => (target, link),
+                };
+                if link.is_l3s {
+                    return Err(refuse(
+                        "it is an ipvlan in mode l3s: what it receives passes no rule of its own"
+                            .into(),
+                    ));
+                }
+                let standing = tc::all_filters(rules, on.index)?;
+                if port.is_none() && standing.iter().any(tc::Standing::is_our_rule) {
+                    return Err(Error::Unfinished {
+                        interface: link.name.clone(),
+                        netns: self.target.label().into(),
+                    });
+                }
                 let pref = |hook: Hook| {
                     let here = standing
                         .iter()
@@ -250,11 +281,25 @@ impl Plan {
                     tc::first_pref(&here).ok_or_else(|| behind(hook))
                 };
                 let prefs = (pref(Hook::Ingress)?, pref(Hook::Egress)?);
-                let had_clsact = tc::has_clsact(host, port.index)?;
-                Place::Mirror {
-                    port,
-                    prefs,
-                    record: record(had_clsact),
+                for hook in [Hook::Ingress, Hook::Egress] {
+                    if tc::has_tcx(rules.netns(), on.index, hook)? {
+                        return Err(before_ours(hook, &on.name));
+                    }
+                }
+                let record = record(tc::has_clsact(rules, on.index)?);
+                match port {
+                    Some(port) => Place::Mirror {
+                        port,
+                        prefs,
+                        record,
+                    },
+                    None => Place::Inside {
+                        prefs,
+                        record: Record {
+                            inside: Some(link.mtu),
+                            ..record
+                        },
+                    },
                 }
             }
         };
@@ -268,6 +313,9 @@ impl Plan {
 }
 
 /// The interfaces to attach: those named, or all that carry frames; none when all that do are ours.
+///
+/// What stands on another interface of the container (VLANs, macvlans, bonds, bridges) is left out then: its frames are seen
+/// on the one below. So are the ports of a bridge, by which the container serves others, unless there is nothing else.
 fn choose<'l>(links: &'l [Link], names: &[String], netns: &str) -> Result<Vec<&'l Link>, Error> {
     let present = || {
         links
@@ -276,10 +324,24 @@ fn choose<'l>(links: &'l [Link], names: &[String], netns: &str) -> Result<Vec<&'
             .collect::<Vec<_>>()
     };
     if names.is_empty() {
-        let chosen: Vec<_> = links
-            .iter()
-            .filter(|link| link.is_ethernet() && link.is_up() && !is_ours(link))
-            .collect();
+        let carries = |link: &&Link| link.is_ethernet() && link.is_up() && !is_ours(link);
+        let has_ports = |link: &Link| links.iter().any(|l| l.master == Some(link.index));
+        let is_above = |link: &Link| {
+            let below = |l: &&Link| Some(l.index) == link.link && l.index != link.index;
+            let here = link.link_netnsid.is_none() && !link.is_kind("veth");
+            has_ports(link) || link.is_kind("bridge") || here && links.iter().any(|l| below(&l))
+        };
+        let is_port = |link: &Link| {
+            let bridge = |l: &Link| Some(l.index) == link.master && l.is_kind("bridge");
+            links.iter().any(bridge)
+        };
+        let mut chosen: Vec<_> = links.iter().filter(carries).collect();
+        for other in [&is_above as &dyn Fn(&Link) -> bool, &is_port] {
+            let fewer: Vec<_> = chosen.iter().copied().filter(|link| !other(link)).collect();
+            if !fewer.is_empty() {
+                chosen = fewer;
+            }
+        }
         if chosen.is_empty() && !links.iter().any(is_ours) {
             return Err(Error::NothingToAttach {
                 netns: netns.into(),
@@ -312,7 +374,7 @@ fn choose<'l>(links: &'l [Link], names: &[String], netns: &str) -> Result<Vec<&'
 }
 
 /// Whether we made a link, or hold it as the original of an attachment.
-fn is_ours(link: &Link) -> bool {
+pub(crate) fn is_ours(link: &Link) -> bool {
     link.is_in_our_group() || link.alias.as_deref().and_then(Record::decode).is_some()
 }
 
@@ -353,6 +415,21 @@ struct Interface {
     place: Place,
 }
 
+impl Interface {
+    /// Whether a veth pair is made for it.
+    fn has_pair(&self) -> bool {
+        !matches!(self.place, Place::Mirror { .. })
+    }
+
+    /// The name of the container end of that pair when it is made.
+    fn container_end(&self) -> String {
+        match self.place {
+            Place::Inside { .. } => self.id.tap(),
+            Place::Inline { .. } | Place::Mirror { .. } => self.id.tmp(),
+        }
+    }
+}
+
 /// Where its rules go.
 #[derive(Clone, Debug)]
 enum Place {
@@ -361,11 +438,14 @@ enum Place {
         pref: u16,
         record: Record,
     },
+    /// On the host end of the container's veth pair.
     Mirror {
         port: Link,
         prefs: (u16, u16),
         record: Record,
     },
+    /// On the container's interface itself.
+    Inside { prefs: (u16, u16), record: Record },
 }
 
 /// One step of a plan: what it does, and what takes it back.
@@ -386,7 +466,9 @@ enum Action {
     Inside,
     Early,
     Switch,
+    Keep,
     Verify,
+    Tap,
     Mirror(Way),
 }
 
@@ -403,7 +485,7 @@ impl fmt::Display for Step {
     }
 }
 
-fn steps(mode: Mode, interfaces: &[Interface], target: &Netns) -> Vec<Step> {
+fn steps(interfaces: &[Interface], target: &Netns) -> Vec<Step> {
     let netns = target.label();
     let mut steps = vec![Step {
         action: Action::Bridge,
@@ -467,13 +549,19 @@ fn steps(mode: Mode, interfaces: &[Interface], target: &Netns) -> Vec<Step> {
                     &format!("in one message: all back onto {ex}, which becomes {name}"),
                 );
                 step(
+                    Action::Keep,
+                    format!(
+                        "write a copy of its addresses and routes on {ex}, for the case that somebody deletes {port}"
+                    ),
+                    "goes with the rules on it",
+                );
+                step(
                     Action::Verify,
                     format!("compare {netns} with what it was"),
                     "nothing to undo",
                 );
             }
             Place::Mirror { port, .. } => {
-                debug_assert_eq!(mode, Mode::Mirror);
                 let port = &port.name;
                 let gone = format!("delete our filter of {port}");
                 step(
@@ -492,6 +580,36 @@ fn steps(mode: Mode, interfaces: &[Interface], target: &Netns) -> Vec<Step> {
                     ),
                     &gone,
                 );
+            }
+            Place::Inside { .. } => {
+                let (port, tap) = (id.port(), id.tap());
+                let with_port = format!("goes with {port}");
+                step(
+                    Action::Pair,
+                    format!("create the veth pair {port} (host) and {tap} ({netns})"),
+                    &format!("delete {port}"),
+                );
+                step(
+                    Action::Port,
+                    format!(
+                        "make {port} an isolated port of {BRIDGE}; rule: what is marked {} is redirected to {BRIDGE}, all else dropped",
+                        id.mac()
+                    ),
+                    &with_port,
+                );
+                step(
+                    Action::Tap,
+                    format!("set {tap} up, without IPv6: nothing is sent through it but copies"),
+                    &with_port,
+                );
+                let gone = format!("delete our filter of {name}");
+                for (way, what) in [(Way::Leaves, "sends"), (Way::Enters, "receives")] {
+                    step(
+                        Action::Mirror(way),
+                        format!("copy what {name} {what} to {tap}, marked {}", id.mac()),
+                        &gone,
+                    );
+                }
             }
         }
     }
@@ -522,6 +640,15 @@ impl CheckedPlan {
     /// What will be done, in order.
     pub fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// The link whose frames are copied for the first interface: the original inline, in mirror mode the other end of its pair or
+    /// itself.
+    pub(crate) fn observed_at(&self) -> Option<&str> {
+        self.interfaces.first().map(|i| match &i.place {
+            Place::Mirror { port, .. } => &port.name[..],
+            Place::Inline { .. } | Place::Inside { .. } => &i.link.name,
+        })
     }
 
     /// Does it. Either everything is attached afterwards, or everything is as it was.
@@ -593,7 +720,9 @@ impl CheckedPlan {
         let mut attached = Vec::new();
         for interface in &interfaces {
             let port = match &interface.place {
-                Place::Inline { .. } => existing(&mut session.host, &interface.id.port())?,
+                Place::Inline { .. } | Place::Inside { .. } => {
+                    existing(&mut session.host, &interface.id.port())?
+                }
                 Place::Mirror { port, .. } => existing(&mut session.host, &port.name)?,
             };
             let bridge = existing(&mut session.host, BRIDGE)?;
@@ -619,10 +748,12 @@ enum Done {
         switch: Box<Switch>,
         before: Box<Before>,
     },
+    /// On the host, or inside the container.
     Mirror {
         port: Link,
         id: AttachmentId,
         had_clsact: bool,
+        inside: bool,
     },
 }
 
@@ -720,8 +851,11 @@ impl Transaction<'_> {
                 *self.bridge = Some(ensure_bridge(self.host, *self.bridge)?);
                 Ok(())
             }
-            (Action::Pair, Place::Inline { .. }) => self.pair(interface),
-            (Action::Port, Place::Inline { record, .. }) => self.port(interface, record),
+            (Action::Pair, Place::Inline { .. } | Place::Inside { .. }) => self.pair(interface),
+            (Action::Port, Place::Inline { record, .. } | Place::Inside { record, .. }) => {
+                self.port(interface, record)
+            }
+            (Action::Tap, Place::Inside { .. }) => self.tap(interface),
             (Action::Inside, Place::Inline { .. }) => self.inside(interface),
             (Action::Early, Place::Inline { .. }) => {
                 let new = self.new_link(interface)?.index;
@@ -731,6 +865,7 @@ impl Transaction<'_> {
             (Action::Switch, Place::Inline { ex, pref, record }) => {
                 self.switch(interface, ex, *pref, record)
             }
+            (Action::Keep, Place::Inline { .. }) => self.keep(),
             (Action::Verify, Place::Inline { .. }) => self.verify(interface),
             (
                 Action::Mirror(way),
@@ -740,18 +875,23 @@ impl Transaction<'_> {
                     record,
                 },
             ) => self.mirror(interface, way, port, *prefs, record),
+            (Action::Mirror(way), Place::Inside { prefs, record }) => {
+                self.mirror(interface, way, &interface.link, *prefs, record)
+            }
             (action, place) => unreachable!("{action:?} is no step of {place:?}"),
         }
     }
 
     fn pair(&mut self, interface: &Interface) -> Result<(), Error> {
         let Interface { link, mac, id, .. } = interface;
-        let (port, tmp) = (id.port(), id.tmp());
+        let (port, there) = (id.port(), interface.container_end());
+        // Copies are of whatever length the interface gets to send.
+        let copies = matches!(interface.place, Place::Inside { .. });
         let end = |name| PairEnd {
             name,
-            mac: *mac,
-            mtu: link.mtu,
-            txqlen: link.txqlen,
+            mac: if copies { tap_mac(*id) } else { *mac },
+            mtu: if copies { BRIDGE_MTU } else { link.mtu },
+            txqlen: if copies { TAP_TXQLEN } else { link.txqlen },
         };
         let host_mac = PairEnd {
             mac: host_mac(*id),
@@ -759,7 +899,7 @@ impl Transaction<'_> {
         };
         let netns = self.target.netns().clone();
         self.host
-            .send(link::add_pair(&host_mac, &end(&tmp), netns.as_fd()))?;
+            .send(link::add_pair(&host_mac, &end(&there), netns.as_fd()))?;
         self.done.push(Done::Pair { port });
         Ok(())
     }
@@ -770,7 +910,13 @@ impl Transaction<'_> {
         let name = &name;
         let port = existing(self.host, name)?.index;
         let bridge = self.bridge()?;
-        let program = bpf::load(c"nv_mark", &bpf::mark(*id, *mac))?;
+        let copies = matches!(interface.place, Place::Inside { .. });
+        let program = if copies {
+            bpf::load(c"nv_marked", &bpf::only_marked(*id, bridge))?
+        } else {
+            bpf::load(c"nv_mark", &bpf::mark(*id, *mac))?
+        };
+        let redirect = (!copies).then_some(Mirred::IngressRedirect(bridge));
         let mark = Filter {
             link: port,
             hook: Hook::Ingress,
@@ -778,9 +924,10 @@ impl Transaction<'_> {
             classifier: Classifier::Ebpf(program.as_fd()),
             name: format!("{} mark id={id}", tc::NAME),
             class: id.number(),
-            mirred: vec![Mirred::IngressRedirect(bridge)],
+            mirred: redirect.into_iter().collect(),
             then: TcActionType::Stolen,
-            direct_action: false,
+            // The program that drops what is not marked redirects by itself.
+            direct_action: copies,
         };
         let mut batch = vec![link::alias(port, name, &record.encode())];
         if sysctl::has_ipv6(self.host.netns())? {
@@ -850,6 +997,14 @@ impl Transaction<'_> {
             link::txqlen(new.index, name, link.txqlen),
         ]);
         self.target.batch(&batch)
+    }
+
+    /// The container end of the pair that copies leave by.
+    fn tap(&mut self, interface: &Interface) -> Result<(), Error> {
+        let new = self.new_link(interface)?.clone();
+        let netns = self.target.netns().clone();
+        sysctl::write(&netns, &new.name, &sysctl::silent())?;
+        self.target.send(link::up(new.index, &new.name))
     }
 
     fn switch(
@@ -924,6 +1079,24 @@ impl Transaction<'_> {
         Ok(())
     }
 
+    fn keep(&mut self) -> Result<(), Error> {
+        let Some(Done::Switch { switch, before }) = self.done.last() else {
+            unreachable!("the step before was the switch")
+        };
+        let kept = Kept {
+            identity: before.identity.with_followers(self.target)?,
+            txqlen: switch.txqlen,
+            alias: switch.alias.clone(),
+        };
+        if !kept.write(self.target, switch.new, switch.original, &switch.ex)? {
+            tracing::warn!(
+                interface = switch.name,
+                "too many routes: no copy is kept, and who deletes the port by hand deletes them too"
+            );
+        }
+        Ok(())
+    }
+
     /// Something that probes the interface while it is exchanged, or why there is none. Not being able to measure is
     /// no reason not to attach.
     fn prober(
@@ -985,19 +1158,28 @@ impl Transaction<'_> {
         prefs: (u16, u16),
         record: &Record,
     ) -> Result<(), Error> {
-        let bridge = self.bridge()?;
-        let (hook, pref) = match way {
-            Way::Leaves => (Hook::Ingress, prefs.0),
-            Way::Enters => (Hook::Egress, prefs.1),
+        let inside = record.inside.is_some();
+        let id = interface.id;
+        // What the host end receives the container has sent; on the interface itself it is the other way round.
+        let (hook, pref) = match (way, inside) {
+            (Way::Leaves, false) | (Way::Enters, true) => (Hook::Ingress, prefs.0),
+            (Way::Enters, false) | (Way::Leaves, true) => (Hook::Egress, prefs.1),
         };
-        let program = bpf::load(c"nv_mirror", &bpf::mirror(interface.id, bridge, way))?;
+        let (to, program) = if inside {
+            let tap = self.new_link(interface)?.index;
+            (tap, bpf::mirror_through(id, tap, way))
+        } else {
+            let bridge = self.bridge()?;
+            (bridge, bpf::mirror(id, bridge, way))
+        };
+        let program = bpf::load(c"nv_mirror", &program)?;
         let filter = Filter {
             link: port.index,
             hook,
             pref,
             classifier: Classifier::Ebpf(program.as_fd()),
             name: Record {
-                bridge: Some(bridge),
+                bridge: Some(to),
                 ..record.clone()
             }
             .encode(),
@@ -1018,12 +1200,17 @@ impl Transaction<'_> {
         if way == Way::Leaves {
             let done = Done::Mirror {
                 port: port.clone(),
-                id: interface.id,
+                id,
                 had_clsact: record.had_clsact,
+                inside,
             };
             self.done.push(done);
         }
-        self.host.batch(&batch)
+        if inside {
+            self.target.batch(&batch)
+        } else {
+            self.host.batch(&batch)
+        }
     }
 
     /// The new container end, as it was made.
@@ -1035,7 +1222,7 @@ impl Transaction<'_> {
                 let index = port.link.unwrap_or_default();
                 let link = link::by_index(self.target, index)?;
                 let link = link.ok_or_else(|| Error::NoSuchInterface {
-                    interface: interface.id.tmp(),
+                    interface: interface.container_end(),
                     netns: self.target.netns().label().into(),
                     present: vec![],
                 })?;
@@ -1098,7 +1285,15 @@ impl Transaction<'_> {
                 port,
                 id,
                 had_clsact,
-            } => delete_mirror(self.host, port, *id, *had_clsact),
+                inside,
+            } => {
+                let socket = if *inside {
+                    &mut *self.target
+                } else {
+                    &mut *self.host
+                };
+                delete_mirror(socket, port, *id, *had_clsact)
+            }
         }
     }
 }
@@ -1107,6 +1302,12 @@ impl Transaction<'_> {
 fn host_mac(id: AttachmentId) -> MacAddr {
     let [.., hi, lo] = id.mac().0;
     MacAddr([0x4e, 0x76, MAC_PREFIX[2], MAC_PREFIX[3], hi, lo])
+}
+
+/// The address of the container end of a pair that copies leave by.
+fn tap_mac(id: AttachmentId) -> MacAddr {
+    let [a, _, c, d, hi, lo] = host_mac(id).0;
+    MacAddr([a, 0x77, c, d, hi, lo])
 }
 
 /// An error and what is behind it, on one line.
@@ -1234,11 +1435,13 @@ fn compare(
         .difference(&present)
         .map(|line| format!("without {}", without_octets(line)))
         .collect();
-    differences.extend(
-        present
-            .difference(&wanted)
-            .map(|line| format!("with {}", without_octets(line))),
-    );
+    // A temporary address is an ordinary one on another link, and the kernel makes a new temporary one beside it.
+    let brought = before.identity.temporary();
+    let added = present
+        .difference(&wanted)
+        .map(|line| without_octets(line))
+        .filter(|line| !brought.contains(line));
+    differences.extend(added.map(|line| format!("with {line}")));
     let (was, is): (BTreeSet<_>, BTreeSet<_>) = (
         sysctl::describe(&before.settings).collect(),
         sysctl::describe(&settings).collect(),
@@ -1314,7 +1517,7 @@ pub(crate) fn detach_locked(
     let mut unused: Vec<(u32, String)> = Vec::new();
     for attachment in attachments {
         let done = release(host, attachment, before);
-        if done.is_ok() && attachment.mode == Mode::Inline {
+        if done.is_ok() && attachment.has_pair() {
             unused.push((attachment.port_index, attachment.port.clone()));
         }
         outcomes.push(done);
@@ -1333,7 +1536,7 @@ pub(crate) fn detach_locked(
             // One by one, so that what is told of each is true.
             tracing::debug!(error = chain(&error), "could not be deleted together");
             for (outcome, attachment) in several.iter_mut().zip(attachments) {
-                if outcome.is_ok() && attachment.mode == Mode::Inline {
+                if outcome.is_ok() && attachment.has_pair() {
                     *outcome = host.send(link::delete(attachment.port_index, &attachment.port));
                 }
             }
@@ -1357,6 +1560,10 @@ fn release(
             before(0, "put the original interface back into its place")?;
             put_back(host, attachment)
         }
+        Mode::Mirror if attachment.record.inside.is_some() => {
+            before(0, "delete our filters")?;
+            untap(host, attachment)
+        }
         Mode::Mirror => {
             before(0, "delete our filters")?;
             let Some(port) = link::by_index(host, attachment.port_index)? else {
@@ -1366,6 +1573,20 @@ fn release(
         }
     }
 }
+
+/// Mirror mode without a host end: the container's interface without our filters.
+fn untap(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error> {
+    let Some(port) = link::by_index(host, attachment.port_index)? else {
+        return Ok(());
+    };
+    let (mut target, _) = inside(attachment, &port)?;
+    let record = &attachment.record;
+    match link::by_index(&mut target, record.ifindex)? {
+        Some(own) => delete_mirror(&mut target, &own, attachment.id, record.had_clsact),
+        None => Ok(()),
+    }
+}
+
 /// Inline: from whatever state the container is in, back to its original interface.
 fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error> {
     let Some(port) = link::by_index(host, attachment.port_index)? else {
@@ -1440,12 +1661,12 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error
     .map(drop)
 }
 
-/// Originals whose veth pair somebody deleted by hand, each brought back under its name and with its own settings. What
-/// was on the pair's container end, addresses and routes, went with it; what is returned says so.
+/// Originals whose veth pair somebody deleted: `judge` says of each whether it is brought back.
 pub(crate) fn rescue(
     target: &mut RouteSocket,
     attached: &[Attachment],
-) -> Result<Vec<(String, String)>, Error> {
+    judge: &dyn Fn(&Orphan<'_>) -> Fate,
+) -> Result<Vec<Repaired>, Error> {
     let netns = target.netns().clone();
     let links = link::all(target)?;
     let mut rescued = Vec::new();
@@ -1466,32 +1687,178 @@ pub(crate) fn rescue(
         if links.iter().any(stands) {
             continue;
         }
-        let name = record.interface.clone();
-        let standing = tc::all_filters(target, link.index)?;
-        let mut batch = tc::delete(&standing, &link.name, tc::Standing::is_ours);
-        let others = standing.iter().any(|filter| !filter.is_ours());
-        if !others && !record.had_clsact && tc::has_clsact(target, link.index)? {
-            batch.push(tc::delete_clsact(link.index, &link.name));
-        }
-        batch.push(link::alias(link.index, &link.name, ""));
-        if let Some(mode) = record.addr_gen_mode {
-            batch.push(link::addr_gen_mode(link.index, &link.name, mode));
-        }
-        // Down, as a kernel before 6.2 wants it, and since there is nothing left to be kept up for.
-        batch.push(link::down(link.index, &link.name));
-        if links.iter().all(|other| other.name != name) {
-            batch.push(link::rename(link.index, &link.name, &name));
-        }
-        batch.push(link::up(link.index, &name));
-        target.batch(&batch)?;
-        let what = format!("{name} of {} ({})", record.workload.name, record.id);
-        let done = format!(
-            "somebody deleted {}; {name} is back, its addresses and routes are lost: restart the container",
-            record.id.port()
-        );
-        rescued.push((what, done));
+        let other = |l: &&Link| l.index != link.index && !l.is_in_our_group() && l.mac == link.mac;
+        let beside = links.iter().find(other).map(|l| &l.name[..]);
+        let fate = judge(&Orphan::new(
+            &record.workload,
+            &record.interface,
+            record.mac,
+            beside,
+        ));
+        let port = record.id.port();
+        let done = match fate {
+            Fate::Restore => bring_back(target, &links, link, &record)?,
+            Fate::Remove(why) => {
+                target.send(link::delete(link.index, &link.name))?;
+                format!("{port} is gone; {why}; {} is deleted", link.name)
+            }
+            Fate::Leave(why) => format!("{port} is gone; {why}; {} is left as it is", link.name),
+        };
+        rescued.push(Repaired {
+            what: what(&record),
+            done,
+        });
     }
+    rescued.extend(forget_taps(target, &links, attached)?);
     Ok(rescued)
+}
+
+fn what(record: &Record) -> String {
+    format!(
+        "{} of {} ({})",
+        record.interface, record.workload.name, record.id
+    )
+}
+
+/// Filters that copied to a pair which somebody deleted, taken off the interfaces they are on.
+fn forget_taps(
+    target: &mut RouteSocket,
+    links: &[Link],
+    attached: &[Attachment],
+) -> Result<Vec<Repaired>, Error> {
+    let netns_ino = target.netns().id().ino;
+    let qdiscs = tc::qdiscs(target)?;
+    let mut forgotten = Vec::new();
+    for qdisc in qdiscs.iter().filter(|qdisc| qdisc.is_clsact()) {
+        let own = |link: &&Link| link.index == qdisc.link && !link.is_in_our_group();
+        let Some(link) = links.iter().find(own) else {
+            continue;
+        };
+        let mut records: Vec<Record> = Vec::new();
+        for filter in tc::all_filters(target, link.index)? {
+            let record = filter.name.as_deref().and_then(Record::decode);
+            let of_tap = |r: &Record| r.inside.is_some() && r.netns_ino == netns_ino;
+            let Some(record) = record.filter(of_tap) else {
+                continue;
+            };
+            let held = attached
+                .iter()
+                .any(|a| a.id == record.id && a.record.netns_ino == netns_ino && a.has_pair());
+            // As long as its container end is here, its host end is a port of another host's bridge.
+            let tap = record.id.tap();
+            let stands = links.iter().any(|l| l.is_in_our_group() && l.name == tap);
+            if !held && !stands && records.iter().all(|other| other.id != record.id) {
+                records.push(record);
+            }
+        }
+        for record in records {
+            delete_mirror(target, link, record.id, record.had_clsact)?;
+            forgotten.push(Repaired {
+                what: what(&record),
+                done: format!("somebody deleted {}; detached", record.id.port()),
+            });
+        }
+    }
+    Ok(forgotten)
+}
+
+/// An original back into its place, with its own settings and, when a copy of them was kept, with its addresses and routes
+/// as they were when it was attached. Says what was done.
+fn bring_back(
+    target: &mut RouteSocket,
+    links: &[Link],
+    link: &Link,
+    record: &Record,
+) -> Result<String, Error> {
+    let port = record.id.port();
+    let standing = tc::all_filters(target, link.index)?;
+    let kept = Kept::read(&standing, record.id);
+    let mut batch = Vec::new();
+    // Down, as a kernel before 6.2 wants it, and since there is nothing left to be kept up for.
+    batch.push(link::down(link.index, &link.name));
+    let taken = links
+        .iter()
+        .any(|l| l.name == record.interface && l.index != link.index);
+    let name = if taken { &link.name } else { &record.interface };
+    if link.name != *name {
+        batch.push(link::rename(link.index, &link.name, name));
+    }
+    batch.push(link::up(link.index, name));
+    target.batch(&batch)?;
+    let came_back = match &kept {
+        None => Ok(format!(
+            "somebody deleted {port}; {name} is back, its addresses and routes are lost: restart the container"
+        )),
+        Some(kept) => restore(target, name, link, record, kept).map(|()| {
+            format!("somebody deleted {port}; {name} is back, with its addresses and routes as of the attach")
+        }),
+    }?;
+    // The record and what is kept go last: until then it can be tried again.
+    let mut batch = tc::delete(&standing, name, tc::Standing::is_ours);
+    let others = standing.iter().any(|filter| !filter.is_ours());
+    if !others && !record.had_clsact && tc::has_clsact(target, link.index)? {
+        batch.push(tc::delete_clsact(link.index, name));
+    }
+    if let Some(kept) = &kept {
+        batch.push(link::txqlen(link.index, name, kept.txqlen));
+    }
+    if let Some(mode) = record.addr_gen_mode {
+        batch.push(link::addr_gen_mode(link.index, name, mode));
+    }
+    let alias = kept.as_ref().and_then(|kept| kept.alias.as_deref());
+    batch.push(link::alias(link.index, name, alias.unwrap_or_default()));
+    target.batch(&batch)?;
+    Ok(came_back)
+}
+
+/// Gives `link` what was kept of it.
+fn restore(
+    target: &mut RouteSocket,
+    name: &str,
+    link: &Link,
+    record: &Record,
+    kept: &Kept,
+) -> Result<(), Error> {
+    early(target, &kept.identity, link.index)?;
+    target.batch(&kept.identity.restore(link.index))?;
+    let before = Before {
+        identity: kept.identity.clone(),
+        settings: sysctl::read(target.netns(), name)?,
+        surroundings: None,
+    };
+    tracing::debug!(id = %record.id, "restored");
+    compare(target, name, &before, link.index, link.index, link.index).map(drop)
+}
+
+/// Makes the links behind a container's interface as wide as that is now; says what was done.
+pub(crate) fn follow_mtu(host: &Netns, attachment: &Attachment) -> Result<Option<Repaired>, Error> {
+    if attachment.mode != Mode::Inline {
+        return Ok(None);
+    }
+    let mut host = RouteSocket::open(host)?;
+    let Some(port) = link::by_index(&mut host, attachment.port_index)? else {
+        return Ok(None);
+    };
+    let (mut target, new) = inside(attachment, &port)?;
+    let Some(original) = link::by_index(&mut target, attachment.record.ifindex)? else {
+        return Ok(None);
+    };
+    if new.mtu <= port.mtu.min(original.mtu) {
+        return Ok(None);
+    }
+    if port.mtu < new.mtu {
+        host.send(link::mtu(port.index, &port.name, new.mtu))?;
+    }
+    if original.mtu < new.mtu {
+        target.send(link::mtu(original.index, &original.name, new.mtu))?;
+    }
+    Ok(Some(Repaired {
+        what: what(&attachment.record),
+        done: format!(
+            "its MTU was raised to {}; {} and {} follow",
+            new.mtu, port.name, original.name
+        ),
+    }))
 }
 
 /// A socket in the attachment's namespace, and the container end of its pair.
@@ -1514,14 +1881,17 @@ pub(crate) fn inspect(host: &Netns, attachment: &Attachment) -> Result<Option<St
     if let Health::Damaged { why } = &attachment.health {
         return Ok(Some(why.clone()));
     }
-    if attachment.mode == Mode::Mirror {
-        return Ok(None);
-    }
     let mut socket = RouteSocket::open(host)?;
     let Some(port) = link::by_index(&mut socket, attachment.port_index)? else {
         return Ok(Some("its port is gone".into()));
     };
+    if !attachment.has_pair() {
+        return passed_by(&mut socket, &port, &[Hook::Ingress, Hook::Egress]);
+    }
     let (mut target, new) = inside(attachment, &port)?;
+    if attachment.mode == Mode::Mirror {
+        return inspect_tap(&mut target, attachment, &new);
+    }
     if new.name == attachment.id.tmp() {
         return Ok(Some(format!(
             "{} never took the place of {}",
@@ -1534,7 +1904,7 @@ pub(crate) fn inspect(host: &Netns, attachment: &Attachment) -> Result<Option<St
     let ours = |target: &mut RouteSocket, link, hook| -> Result<bool, Error> {
         Ok(tc::filters(target, link, hook)?
             .iter()
-            .any(tc::Standing::is_ours))
+            .any(tc::Standing::is_our_rule))
     };
     if !ours(&mut target, original.index, Hook::Ingress)? {
         return Ok(Some(format!(
@@ -1555,5 +1925,51 @@ pub(crate) fn inspect(host: &Netns, attachment: &Attachment) -> Result<Option<St
             original.name
         )));
     }
+    if let Some(why) = passed_by(&mut target, &original, &[Hook::Ingress])? {
+        return Ok(Some(why));
+    }
+    passed_by(&mut target, &new, &[Hook::Egress])
+}
+
+/// Why frames may pass our rules on these hooks by; `None` when they do not.
+fn passed_by(
+    socket: &mut RouteSocket,
+    link: &Link,
+    hooks: &[Hook],
+) -> Result<Option<String>, Error> {
+    for &hook in hooks {
+        if tc::has_tcx(socket.netns(), link.index, hook)? {
+            return Ok(Some(format!(
+                "a TCX program came to the {} of {}: what it ends does not reach our rules",
+                hook.name(),
+                link.name
+            )));
+        }
+    }
     Ok(None)
+}
+
+/// The same for mirror mode without a host end; `tap` is the container end of our pair.
+fn inspect_tap(
+    target: &mut RouteSocket,
+    attachment: &Attachment,
+    tap: &Link,
+) -> Result<Option<String>, Error> {
+    let Some(own) = link::by_index(target, attachment.record.ifindex)? else {
+        return Ok(Some(format!("{} is gone", attachment.interface)));
+    };
+    if !tap.is_up() {
+        return Ok(Some(format!("{} is down", tap.name)));
+    }
+    for hook in [Hook::Egress, Hook::Ingress] {
+        let ours = |filter: &tc::Standing| {
+            let record = filter.name.as_deref().and_then(Record::decode);
+            record.is_some_and(|r| r.id == attachment.id && r.bridge == Some(tap.index))
+        };
+        if !tc::filters(target, own.index, hook)?.iter().any(ours) {
+            let hook = hook.name();
+            return Ok(Some(format!("no filter on {hook} of {}", own.name)));
+        }
+    }
+    passed_by(target, &own, &[Hook::Ingress, Hook::Egress])
 }

@@ -18,10 +18,13 @@ mod skb {
 mod helper {
     pub(super) const SKB_STORE_BYTES: i32 = 9;
     pub(super) const CLONE_REDIRECT: i32 = 13;
+    pub(super) const REDIRECT: i32 = 23;
 }
 
 /// `BPF_F_INGRESS`: the clone is received by the device, not sent through it.
 const F_INGRESS: i32 = 1;
+/// `TC_ACT_SHOT`.
+const SHOT: i32 = 2;
 /// Offset of the destination and of the source address in an Ethernet frame.
 const DESTINATION: i32 = 0;
 const SOURCE: i32 = 6;
@@ -241,6 +244,11 @@ fn high_half(word: i32) -> i32 {
     i32::from(u16::from_ne_bytes([c, d]))
 }
 
+/// Lets everything pass, and ends classification with it (`TC_ACT_OK`).
+pub(crate) fn pass() -> Vec<Insn> {
+    vec![mov_imm(R0, 0), EXIT]
+}
+
 /// The container's new interface, egress: matches (with class [`LEAVES`]) what the container sends, and not the copies
 /// of what came in by the original interface.
 pub(crate) fn not_from(original: u32) -> Vec<Insn> {
@@ -292,6 +300,57 @@ pub(crate) enum Way {
 /// Host end of the container's own veth pair, mirror mode: a clone with the id goes to the bridge, the frame goes on as
 /// it was, and so does classification (`TC_ACT_UNSPEC`).
 pub(crate) fn mirror(id: AttachmentId, bridge: u32, way: Way) -> Vec<Insn> {
+    clone_to(id, bridge, F_INGRESS, way)
+}
+
+/// The container's own interface, mirror mode without a host end: the clone is sent through the container end of a pair of
+/// ours, and what comes out of the other end is marked already.
+pub(crate) fn mirror_through(id: AttachmentId, pair: u32, way: Way) -> Vec<Insn> {
+    clone_to(id, pair, 0, way)
+}
+
+/// Host end of such a pair: what is marked is received by the bridge, and nothing else comes out.
+pub(crate) fn only_marked(id: AttachmentId, bridge: u32) -> Vec<Insn> {
+    let [a, b, c, d, e, f] = id.mac().0;
+    let halves = [[a, b], [c, d], [e, f]].map(|half| i32::from(u16::from_ne_bytes(half)));
+    // The first half of the mark as a destination may have the group bit: it is compared octet by octet.
+    Assembler::default()
+        .then(&[
+            load_word(R2, R1, skb::DATA),
+            load_word(R3, R1, skb::DATA_END),
+            mov(R4, R2),
+            add_imm(R4, ETH_HLEN),
+        ])
+        .jump(Jump::Above(R4, R3), "drop")
+        .then(&[load_half(R5, R2, 6)])
+        .jump(Jump::IsNot(R5, halves[0]), "not_source")
+        .then(&[load_half(R5, R2, 8)])
+        .jump(Jump::IsNot(R5, halves[1]), "not_source")
+        .then(&[load_half(R5, R2, 10)])
+        .jump(Jump::Is(R5, halves[2]), "marked")
+        .label("not_source")
+        .then(&[load_byte(R5, R2, 0), and_imm(R5, 0xfe)])
+        .jump(Jump::IsNot(R5, i32::from(a)), "drop")
+        .then(&[load_byte(R5, R2, 1)])
+        .jump(Jump::IsNot(R5, i32::from(b)), "drop")
+        .then(&[load_half(R5, R2, 2)])
+        .jump(Jump::IsNot(R5, halves[1]), "drop")
+        .then(&[load_half(R5, R2, 4)])
+        .jump(Jump::IsNot(R5, halves[2]), "drop")
+        .label("marked")
+        .then(&[
+            mov_imm(R1, i32::from_ne_bytes(bridge.to_ne_bytes())),
+            mov_imm(R2, F_INGRESS),
+            call(helper::REDIRECT),
+            EXIT,
+        ])
+        .label("drop")
+        .then(&[mov_imm(R0, SHOT), EXIT])
+        .finish()
+}
+
+/// A clone with the id goes to a link, received by it or sent through it as `flags` says; the frame goes on as it was.
+fn clone_to(id: AttachmentId, link: u32, flags: i32, way: Way) -> Vec<Insn> {
     let offset = match way {
         Way::Leaves => SOURCE,
         Way::Enters => DESTINATION,
@@ -328,8 +387,8 @@ pub(crate) fn mirror(id: AttachmentId, bridge: u32, way: Way) -> Vec<Insn> {
         .then(&store_mac(offset, -8))
         .then(&[
             mov(R1, R6),
-            mov_imm(R2, i32::from_ne_bytes(bridge.to_ne_bytes())),
-            mov_imm(R3, F_INGRESS),
+            mov_imm(R2, i32::from_ne_bytes(link.to_ne_bytes())),
+            mov_imm(R3, flags),
             call(helper::CLONE_REDIRECT),
         ])
         .then(&store_mac(offset, -16))
@@ -382,6 +441,8 @@ mod tests {
             not_from(u32::MAX),
             mirror(id, 7, Way::Leaves),
             mirror(id, 7, Way::Enters),
+            mirror_through(id, 7, Way::Leaves),
+            only_marked(id, 7),
         ] {
             assert_eq!(program.last(), Some(&EXIT));
             for (at, insn) in program.iter().enumerate() {

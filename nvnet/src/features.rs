@@ -138,6 +138,14 @@ impl Features {
         .into_iter()
     }
 
+    /// Refuses when no veth pair can be made.
+    pub(crate) fn need_pairs(&self) -> Result<(), Error> {
+        self.veth.clone().map_err(|why| Error::Unsupported {
+            feature: "veth",
+            why,
+        })
+    }
+
     /// Refuses when something is missing without which no mode works.
     pub(crate) fn need(&self, inline: bool) -> Result<(), Error> {
         let always: [(&'static str, &Probe); 4] = [

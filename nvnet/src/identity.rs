@@ -36,6 +36,8 @@ mod ifa {
     pub(super) const LABEL: u16 = 3;
     pub(super) const CACHEINFO: u16 = 6;
     pub(super) const FLAGS: u16 = 8;
+    /// `IFA_F_TEMPORARY`: a privacy address (RFC 8981), which only the kernel makes.
+    pub(super) const F_TEMPORARY: u32 = 0x01;
     pub(super) const F_NODAD: u32 = 0x02;
     pub(super) const F_TENTATIVE: u32 = 0x40;
 }
@@ -78,7 +80,11 @@ mod nda {
 
 mod nha {
     pub(super) const ID: u16 = 1;
+    pub(super) const GROUP: u16 = 2;
+    pub(super) const GROUP_TYPE: u16 = 3;
     pub(super) const OIF: u16 = 5;
+    /// Octets of `struct nexthop_grp`, which begins with a next hop's id.
+    pub(super) const MEMBER: usize = 8;
 }
 
 /// The kernel's octets of one address, route or neighbour, behind the netlink header.
@@ -92,6 +98,10 @@ pub(crate) struct Identity {
     routes: Vec<Raw>,
     neighbours: Vec<Raw>,
     nexthops: Vec<Raw>,
+    /// Groups of next hops, and routes by such objects: they follow the next hops by themselves as long as those live.
+    /// Read by [`with_followers`](Self::with_followers) alone.
+    groups: Vec<Raw>,
+    followers: Vec<Raw>,
 }
 
 /// Every address, route, neighbour and next hop of a namespace, as its kernel lists them. Read once for as many links as are
@@ -165,6 +175,7 @@ impl Everything {
             nexthops: take(&all.nexthops, &|body| {
                 on(attr::find_u32(&body[NHMSG..], nha::OIF))
             }),
+            ..Identity::default()
         }
     }
 }
@@ -243,21 +254,11 @@ impl Identity {
             .map(|raw| add_address(raw, to, 0))
             .collect();
         // Next hop objects are changed in place: the routes that name them follow.
-        requests.extend(self.nexthops.iter().map(|raw| {
-            let mut body = with_attr_u32(raw, NHMSG, nha::OIF, to);
-            // A dump tells the scope and the state of a next hop; a request may not.
-            body[1] = 0;
-            body[3] = 0;
-            let flags = attr::u32_of(&raw[4..]).unwrap_or_default() & rta::F_ONLINK;
-            body[4..8].copy_from_slice(&flags.to_ne_bytes());
-            let id = attr::find_u32(&raw[NHMSG..], nha::ID).unwrap_or_default();
-            Request::raw(
-                format!("move next hop {id}"),
-                RTM_NEWNEXTHOP,
-                ADD | NLM_F_REPLACE,
-                body,
-            )
-        }));
+        requests.extend(
+            self.nexthops
+                .iter()
+                .map(|raw| replace_nexthop(&with_attr_u32(raw, NHMSG, nha::OIF, to))),
+        );
         requests.extend(self.routes.iter().map(|raw| {
             let flags = if spans_links(raw, &[from, to]) {
                 ADD | NLM_F_REPLACE
@@ -299,15 +300,7 @@ impl Identity {
 
     /// Neighbours onto `to`, which lets waiting packets go, and off `from`.
     pub(crate) fn neighbours(&self, from: u32, to: u32) -> Vec<Request> {
-        let add = self.neighbours.iter().map(|raw| {
-            let body = neighbour_on(raw, to);
-            Request::raw(
-                format!("add neighbour {}", neighbour_name(raw)),
-                RTM_NEWNEIGH,
-                ADD | NLM_F_REPLACE,
-                body,
-            )
-        });
+        let add = self.neighbours.iter().map(|raw| add_neighbour(raw, to));
         let delete = self.neighbours.iter().map(|raw| {
             let body = neighbour_on(raw, from);
             Request::raw(
@@ -333,7 +326,12 @@ impl Identity {
             )
             .accepting(&[libc::EADDRNOTAVAIL, libc::ENODEV])
         });
-        let flags = self.addresses6.iter().map(|raw| {
+        delete.chain(self.flags(to)).collect()
+    }
+
+    /// The IPv6 addresses on `to` with the flags that they had.
+    fn flags(&self, to: u32) -> impl Iterator<Item = Request> {
+        self.addresses6.iter().map(move |raw| {
             let body = address_on(raw, to, &[], Some(address_flags(raw) & !ifa::F_TENTATIVE));
             Request::raw(
                 format!("restore address {}", address_name(raw)),
@@ -341,8 +339,117 @@ impl Identity {
                 ADD | NLM_F_REPLACE,
                 body,
             )
-        });
-        delete.chain(flags).collect()
+        })
+    }
+
+    /// What cannot be learnt again, with what follows next hop objects: all that has to be kept in case that the link which
+    /// has it is deleted.
+    pub(crate) fn with_followers(&self, socket: &mut RouteSocket) -> Result<Self, Error> {
+        let mut kept = self.clone();
+        kept.neighbours.retain(|raw| is_configured(raw));
+        if self.nexthops.is_empty() {
+            return Ok(kept);
+        }
+        let id = |raw: &Raw| attr::find_u32(&raw[NHMSG..], nha::ID);
+        let mut ids: BTreeSet<u32> = self.nexthops.iter().filter_map(id).collect();
+        let all = dump(
+            socket,
+            "list next hops",
+            RTM_GETNEXTHOP,
+            RTM_NEWNEXTHOP,
+            vec![0; NHMSG],
+        )?;
+        for mut body in all.filter(|body| body.len() >= NHMSG) {
+            let members = attr::find(&body[NHMSG..], nha::GROUP).unwrap_or_default();
+            let mut members = members.chunks(nha::MEMBER).filter_map(attr::u32_of);
+            if members.any(|member| ids.contains(&member)) {
+                // The rest is state.
+                let wanted = [nha::ID, nha::GROUP, nha::GROUP_TYPE];
+                body = only_attrs(&body, NHMSG, |kind| wanted.contains(&kind));
+                kept.groups.push(body);
+            }
+        }
+        ids.extend(kept.groups.iter().filter_map(id));
+        for family in [AF_INET, AF_INET6] {
+            let mut request = vec![0; RTMSG];
+            request[0] = family;
+            for body in dump(socket, "list routes", RTM_GETROUTE, RTM_NEWROUTE, request)? {
+                let by = body
+                    .get(RTMSG..)
+                    .and_then(|attrs| attr::find_u32(attrs, rta::NH_ID));
+                if by.is_some_and(|by| ids.contains(&by)) {
+                    // Beside the object the kernel lists what it leads to, for programs that do not know such.
+                    let told = [rta::OIF, rta::GATEWAY, rta::VIA, rta::MULTIPATH];
+                    kept.followers
+                        .push(only_attrs(&body, RTMSG, |kind| !told.contains(&kind)));
+                }
+            }
+        }
+        Ok(kept)
+    }
+
+    /// All that [`with_followers`](Self::with_followers) gave, back onto the link that it was read from; what [`early`](Self::early)
+    /// adds is there.
+    pub(crate) fn restore(&self, link: u32) -> Vec<Request> {
+        let mut requests = self.arrive(link, link);
+        requests.extend(self.groups.iter().map(|raw| replace_nexthop(raw)));
+        requests.extend(self.followers.iter().map(|raw| {
+            let name = format!("add {}", route_name(raw));
+            Request::raw(name, RTM_NEWROUTE, ADD, route_on(raw, &|index| index))
+                .accepting(&[libc::EEXIST])
+        }));
+        requests.extend(self.neighbours.iter().map(|raw| add_neighbour(raw, link)));
+        requests.extend(self.flags(link));
+        requests
+    }
+
+    /// All of it, one after the other, as octets.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut octets = Vec::new();
+        for (kind, raws) in (0u8..).zip(self.parts()) {
+            for raw in raws {
+                // The kernel made it, as one message of a dump.
+                let len = u32::try_from(raw.len()).expect("a message is shorter than 4 GiB");
+                octets.push(kind);
+                octets.extend(len.to_ne_bytes());
+                octets.extend(raw);
+            }
+        }
+        octets
+    }
+
+    /// What [`encode`](Self::encode) made; `None` when it is something else.
+    pub(crate) fn decode(mut octets: &[u8]) -> Option<Self> {
+        let mut identity = Self::default();
+        while let Some((&[kind, ref len @ ..], rest)) = octets.split_first_chunk::<5>() {
+            let len = usize::try_from(u32::from_ne_bytes(*len)).ok()?;
+            let raw = rest.get(..len)?;
+            let (to, head) = match kind {
+                0 => (&mut identity.addresses4, IFADDRMSG),
+                1 => (&mut identity.addresses6, IFADDRMSG),
+                2 => (&mut identity.routes, RTMSG),
+                3 => (&mut identity.neighbours, NDMSG),
+                4 => (&mut identity.nexthops, NHMSG),
+                5 => (&mut identity.groups, NHMSG),
+                6 => (&mut identity.followers, RTMSG),
+                _ => return None,
+            };
+            to.push(Some(raw.to_vec()).filter(|raw| raw.len() >= head)?);
+            octets = &rest[len..];
+        }
+        octets.is_empty().then_some(identity)
+    }
+
+    fn parts(&self) -> [&[Raw]; 7] {
+        [
+            &self.addresses4,
+            &self.addresses6,
+            &self.routes,
+            &self.neighbours,
+            &self.nexthops,
+            &self.groups,
+            &self.followers,
+        ]
     }
 
     /// What a person would compare: one line for each thing, without what changes by itself (lifetimes, dynamic
@@ -350,7 +457,13 @@ impl Identity {
     pub(crate) fn describe(&self, links: &[u32]) -> BTreeSet<String> {
         let same = |index: u32| if links.contains(&index) { 0 } else { index };
         let mut lines = BTreeSet::new();
-        for raw in self.addresses4.iter().chain(&self.addresses6) {
+        let lasting = |raw: &&Raw| !is_temporary(raw);
+        for raw in self
+            .addresses4
+            .iter()
+            .chain(&self.addresses6)
+            .filter(lasting)
+        {
             let forever = attr::find(&raw[IFADDRMSG..], ifa::CACHEINFO)
                 .and_then(|info| info.get(4..))
                 .and_then(attr::u32_of)
@@ -376,8 +489,7 @@ impl Identity {
             ));
         }
         for raw in &self.neighbours {
-            let state = u16::from_ne_bytes([raw[8], raw[9]]);
-            if state & nda::PERMANENT != 0 || raw[10] & nda::F_PROXY != 0 {
+            if is_configured(raw) {
                 lines.insert(format!(
                     "neighbour {} [{}]",
                     neighbour_name(raw),
@@ -438,6 +550,19 @@ impl Identity {
         Some(octets.into())
     }
 
+    /// Whether the kernel made temporary IPv6 addresses.
+    pub(crate) fn has_temporary(&self) -> bool {
+        self.addresses6.iter().any(|raw| is_temporary(raw))
+    }
+
+    /// The temporary IPv6 addresses as [`describe`](Self::describe) would have them on a link that they were moved to.
+    pub(crate) fn temporary(&self) -> BTreeSet<String> {
+        let temporary = self.addresses6.iter().filter(|raw| is_temporary(raw));
+        temporary
+            .map(|raw| format!("address {} with a lifetime", address_name(raw)))
+            .collect()
+    }
+
     /// Addresses, for messages.
     pub(crate) fn address_count(&self) -> usize {
         self.addresses4.len() + self.addresses6.len()
@@ -480,6 +605,40 @@ fn with_attr_u32(raw: &[u8], head: usize, kind: u16, value: u32) -> Raw {
     body
 }
 
+/// The same message with some of its attributes.
+fn only_attrs(raw: &[u8], head: usize, wanted: impl Fn(u16) -> bool) -> Raw {
+    let mut body = raw[..head].to_vec();
+    for (kind, value) in attr::attrs(&raw[head..]).filter(|(kind, _)| wanted(*kind)) {
+        attr::push(&mut body, kind, value);
+    }
+    body
+}
+
+/// Makes a next hop object or a group, or changes it in place.
+fn replace_nexthop(raw: &[u8]) -> Request {
+    let mut body = raw.to_vec();
+    // A dump tells the scope and the state of a next hop; a request may not.
+    body[1] = 0;
+    body[3] = 0;
+    let flags = attr::u32_of(&raw[4..]).unwrap_or_default() & rta::F_ONLINK;
+    body[4..8].copy_from_slice(&flags.to_ne_bytes());
+    let id = attr::find_u32(&raw[NHMSG..], nha::ID).unwrap_or_default();
+    let op = format!("move next hop {id}");
+    Request::raw(op, RTM_NEWNEXTHOP, ADD | NLM_F_REPLACE, body)
+}
+
+fn add_neighbour(raw: &[u8], link: u32) -> Request {
+    let op = format!("add neighbour {}", neighbour_name(raw));
+    let body = neighbour_on(raw, link);
+    Request::raw(op, RTM_NEWNEIGH, ADD | NLM_F_REPLACE, body)
+}
+
+/// Whether somebody configured the neighbour, so that the kernel does not learn it by itself.
+fn is_configured(raw: &[u8]) -> bool {
+    let state = u16::from_ne_bytes([raw[8], raw[9]]);
+    state & nda::PERMANENT != 0 || raw[10] & nda::F_PROXY != 0
+}
+
 fn address(raw: &[u8]) -> Option<&[u8]> {
     let attrs = &raw[IFADDRMSG..];
     attr::find(attrs, ifa::LOCAL).or_else(|| attr::find(attrs, ifa::ADDRESS))
@@ -491,6 +650,10 @@ fn address_name(raw: &[u8]) -> String {
 
 fn address_flags(raw: &[u8]) -> u32 {
     attr::find_u32(&raw[IFADDRMSG..], ifa::FLAGS).unwrap_or(u32::from(raw[2]))
+}
+
+fn is_temporary(raw: &[u8]) -> bool {
+    raw[0] == AF_INET6 && address_flags(raw) & ifa::F_TEMPORARY != 0
 }
 
 fn address_on(raw: &[u8], link: u32, without: &[u16], flags: Option<u32>) -> Raw {
@@ -663,7 +826,7 @@ fn ip(octets: Option<&[u8]>) -> String {
     v4.or(v6).map_or_else(|_| "?".into(), |ip| ip.to_string())
 }
 
-fn hex(octets: &[u8]) -> String {
+pub(crate) fn hex(octets: &[u8]) -> String {
     octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
@@ -717,6 +880,24 @@ mod tests {
         );
         assert_eq!(attr::find(&moved[RTMSG..], 77), Some(unknown));
         assert_eq!(moved[8..12], [0; 4], "state is no configuration");
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_octet_by_octet() {
+        let some = Identity {
+            addresses4: vec![vec![1; IFADDRMSG], vec![2; 40]],
+            routes: vec![route(0, &[(rta::GATEWAY, &[10, 0, 0, 1])])],
+            followers: vec![vec![7; RTMSG]],
+            ..Identity::default()
+        };
+        let octets = some.encode();
+        assert_eq!(Identity::decode(&octets), Some(some));
+        assert_eq!(Identity::decode(&[]), Some(Identity::default()));
+        for cut in 1..octets.len() {
+            // Where one thing ends and the next begins it is another identity, anywhere else it is none.
+            assert!(Identity::decode(&octets[..cut]).is_none_or(|i| i.encode() == octets[..cut]));
+        }
+        assert_eq!(Identity::decode(&[0, 3, 0, 0, 0, 1, 2, 3]), None, "no head");
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub const PORT_PREFIX: &str = "nv-in-";
 pub const EX_PREFIX: &str = "nv-ex-";
 /// How a new interface is called before it takes its place; the id in hex follows.
 pub(crate) const TMP_PREFIX: &str = "nv-tmp";
+/// How the container ends of our pairs begin that copies leave by, in mirror mode without a host end; the id in hex follows.
+pub const TAP_PREFIX: &str = "nv-mr-";
 /// The first four octets of the addresses that mark frames on [`BRIDGE`]: `NeuV` in ASCII.
 pub const MAC_PREFIX: [u8; 4] = *b"NeuV";
 /// Link group of everything we make, so that it can be found and deleted together.
@@ -26,7 +28,8 @@ pub enum Mode {
     /// All frames of the container pass our rules: its interface is replaced by one of ours that forwards to it.
     #[default]
     Inline,
-    /// The container is not touched; rules on the host end of its veth pair copy the frames.
+    /// The way of the frames is not touched: rules on the host end of the container's veth pair copy them. Where there is
+    /// no such end (macvlan, ipvlan), the rules are on the interface itself, and the copies leave by a pair of ours.
     Mirror,
 }
 
@@ -106,6 +109,11 @@ impl AttachmentId {
     /// The name of the new container end before it takes its place.
     pub(crate) fn tmp(self) -> String {
         format!("{TMP_PREFIX}{self}")
+    }
+
+    /// The name of the container end of a pair that copies leave by.
+    pub(crate) fn tap(self) -> String {
+        format!("{TAP_PREFIX}{self}")
     }
 }
 
@@ -231,8 +239,10 @@ pub(crate) struct Record {
     pub(crate) addr_gen_mode: Option<u8>,
     /// The container's own interface had a clsact qdisc before we came.
     pub(crate) had_clsact: bool,
-    /// In mirror mode: ifindex of the bridge that the filters send to.
+    /// In mirror mode: ifindex of what the filters send to, the bridge or the container end of our pair.
     pub(crate) bridge: Option<u32>,
+    /// In mirror mode: the filters are on the container's own interface, whose MTU this is.
+    pub(crate) inside: Option<u32>,
     pub(crate) workload: Workload,
 }
 
@@ -260,6 +270,9 @@ impl Record {
         }
         if let Some(bridge) = self.bridge {
             text.push_str(&format!(" br={bridge}"));
+        }
+        if let Some(mtu) = self.inside {
+            text.push_str(&format!(" inside={mtu}"));
         }
         if let Some(pid) = self.workload.pid {
             text.push_str(&format!(" pid={pid}"));
@@ -301,6 +314,7 @@ impl Record {
             addr_gen_mode: field("agm").and_then(|m| m.parse().ok()),
             had_clsact: field("clsact").is_some(),
             bridge: field("br").and_then(|b| b.parse().ok()),
+            inside: field("inside").and_then(|mtu| mtu.parse().ok()),
             workload: Workload {
                 name: field("name").unwrap_or_default(),
                 container_id: field("ref"),
@@ -364,6 +378,7 @@ mod tests {
             addr_gen_mode: Some(1),
             had_clsact: true,
             bridge: Some(9),
+            inside: Some(1400),
             workload: Workload {
                 name: "web-1".into(),
                 container_id: Some("0123456789ab".into()),
@@ -380,6 +395,7 @@ mod tests {
             addr_gen_mode: None,
             had_clsact: false,
             bridge: None,
+            inside: None,
             workload: Workload::default(),
             ..all
         };

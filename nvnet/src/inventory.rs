@@ -43,11 +43,11 @@ pub struct Attachment {
     pub interface: String,
     /// Its own address, which frames on the bridge carry the mark instead of.
     pub mac: MacAddr,
-    /// The link on the host that our rules are on: `nv-in-*` inline, the host end of its veth pair in mirror mode.
+    /// The link on the host that our rules are on: `nv-in-*` with a pair of ours, the host end of its own veth pair without.
     pub port: String,
     /// Largest packet. Unit: octets.
     pub mtu: u32,
-    /// What the port counted; inline it receives what the container sends and what it is sent.
+    /// What the port counted; `nv-in-*` receives what the container sends and what it is sent.
     pub stats: crate::LinkStats,
     /// Whether it is all there.
     pub health: Health,
@@ -158,16 +158,72 @@ impl fmt::Display for Repaired {
     }
 }
 
-/// Undoes what a process that was killed left half-done; what is whole is left as it is.
+/// An original interface whose veth pair is gone, although it was attached inline.
+///
+/// Somebody deleted the pair by hand; or the runtime took the interface away from its container, found ours under the
+/// name, and left the original where it was.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Orphan<'a> {
+    /// Whose it is.
+    pub workload: &'a Workload,
+    /// The name it had before it was attached.
+    pub interface: &'a str,
+    /// Its address.
+    pub mac: MacAddr,
+    /// Another link of the container that has the same address.
+    pub replaced_by: Option<&'a str>,
+}
+
+impl<'a> Orphan<'a> {
+    /// One of this description.
+    pub fn new(
+        workload: &'a Workload,
+        interface: &'a str,
+        mac: MacAddr,
+        replaced_by: Option<&'a str>,
+    ) -> Self {
+        Self {
+            workload,
+            interface,
+            mac,
+            replaced_by,
+        }
+    }
+}
+
+/// What is to become of an [`Orphan`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It gets back its name, and its addresses and routes as they were when it was attached.
+    Restore,
+    /// It is deleted, for this reason: the runtime has taken it away from the container.
+    Remove(String),
+    /// Nothing is done, for this reason: nobody can tell.
+    Leave(String),
+}
+
+/// Undoes what a process that was killed left half-done; what is whole is left as it is. An [`Orphan`] is restored.
 ///
 /// # Errors
 /// Something could not be undone; what was repaired before stays so.
 pub fn repair(host: &Netns) -> Result<Vec<Repaired>, Error> {
+    repair_with(host, &|_| Fate::Restore)
+}
+
+/// As [`repair`], for who knows what the runtime wants: `judge` says what becomes of an [`Orphan`].
+///
+/// # Errors
+/// As [`repair`].
+pub fn repair_with(
+    host: &Netns,
+    judge: &dyn Fn(&Orphan<'_>) -> Fate,
+) -> Result<Vec<Repaired>, Error> {
     let others = crate::netns::all()
         .into_iter()
         .filter(|netns| netns != host)
         .collect::<Vec<_>>();
-    repair_where(&mut Session::open(host)?, &others, |_| true)
+    repair_where(&mut Session::open(host)?, &others, judge, |_| true)
 }
 
 /// The same for the attachments of one namespace and for what nothing depends on yet: quick enough to be done ahead of
@@ -176,14 +232,15 @@ pub fn repair(host: &Netns) -> Result<Vec<Repaired>, Error> {
 /// # Errors
 /// As [`repair`].
 pub fn repair_target(host: &Netns, target: &Netns) -> Result<Vec<Repaired>, Error> {
-    repair_target_in(&mut Session::open(host)?, target)
+    repair_target_in(&mut Session::open(host)?, target, &|_| Fate::Restore)
 }
 
 pub(crate) fn repair_target_in(
     session: &mut Session,
     target: &Netns,
+    judge: &dyn Fn(&Orphan<'_>) -> Fate,
 ) -> Result<Vec<Repaired>, Error> {
-    repair_where(session, std::slice::from_ref(target), |attachment| {
+    repair_where(session, std::slice::from_ref(target), judge, |attachment| {
         attachment.record.netns_ino == target.id().ino
     })
 }
@@ -191,6 +248,7 @@ pub(crate) fn repair_target_in(
 fn repair_where(
     session: &mut Session,
     targets: &[Netns],
+    judge: &dyn Fn(&Orphan<'_>) -> Fate,
     wanted: impl Fn(&Attachment) -> bool,
 ) -> Result<Vec<Repaired>, Error> {
     let host = session.host.netns().clone();
@@ -210,7 +268,13 @@ fn repair_where(
     for attachment in looked_at {
         let why = match attach::inspect(&host, &attachment) {
             Ok(Some(why)) => why,
-            Ok(None) => continue,
+            Ok(None) => {
+                match attach::follow_mtu(&host, &attachment) {
+                    Ok(done) => repaired.extend(done),
+                    Err(error) => fails(error),
+                }
+                continue;
+            }
             Err(error) => {
                 fails(error);
                 continue;
@@ -230,16 +294,12 @@ fn repair_where(
     }
     for target in targets {
         let rescued = session.inside(target).and_then(|mut inside| {
-            let rescued = attach::rescue(&mut inside, session.attached());
+            let rescued = attach::rescue(&mut inside, session.attached(), judge);
             session.keep(inside);
             rescued
         });
         match rescued {
-            Ok(rescued) => repaired.extend(
-                rescued
-                    .into_iter()
-                    .map(|(what, done)| Repaired { what, done }),
-            ),
+            Ok(rescued) => repaired.extend(rescued),
             // A namespace that may not be entered, or that went away meanwhile, is none of ours.
             Err(Error::Netns { .. }) => {}
             Err(error) => fails(error),
@@ -321,7 +381,8 @@ fn mirrored(
         let mut record: Option<Record> = None;
         for filter in tc::all_filters(socket, link.index)? {
             let named = filter.name.as_deref().and_then(Record::decode);
-            if let Some(named) = named.filter(|named| named.mode == Mode::Mirror) {
+            let here = |r: &Record| r.mode == Mode::Mirror && r.inside.is_none();
+            if let Some(named) = named.filter(here) {
                 hooks.push(filter.hook);
                 record = Some(named);
             }
@@ -355,13 +416,19 @@ impl Attachment {
             interface: record.interface.clone(),
             mac: record.mac,
             port: port.name.clone(),
-            mtu: port.mtu,
+            mtu: record.inside.unwrap_or(port.mtu),
             stats: port.stats,
             health,
             blackout: None,
             port_index: port.index,
             record,
         }
+    }
+
+    /// Whether its frames reach the bridge by a veth pair of ours, which takes a port there: inline always, in mirror mode
+    /// where the container's interface has no end on this host.
+    pub fn has_pair(&self) -> bool {
+        self.mode == Mode::Inline || self.record.inside.is_some()
     }
 
     /// The container's namespace, wherever something still holds it open.

@@ -97,6 +97,22 @@ impl Lab {
     }
 }
 
+/// Attaches a program to an interface by TCX (Linux 6.6), as other tools do: it ends classification with the verdict "pass".
+///
+/// # Errors
+/// The kernel has no TCX, there is no such interface, or CAP_BPF is missing.
+pub fn attach_tcx(netns: &Netns, interface: &str, ingress: bool) -> Result<(), Error> {
+    let index = index_of(&mut RouteSocket::open(netns)?, interface)?;
+    let program = crate::bpf::load(c"lab_pass", &crate::bpf::pass())?;
+    let attached = netns.run(|| crate::sys::tcx_attach(index, ingress, program.as_fd()))?;
+    attached.map_err(|source| Error::Refused {
+        op: format!("attach a TCX program to {interface}"),
+        netns: netns.label().into(),
+        kernel_says: None,
+        source,
+    })
+}
+
 fn ipv4(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 78, 0, number)
 }

@@ -29,11 +29,13 @@ struct Readme;
 mod attach;
 mod attr;
 mod bpf;
+mod diag;
 mod error;
 mod features;
 mod identity;
 mod ids;
 mod inventory;
+mod keep;
 pub mod lab;
 mod link;
 mod lock;
@@ -41,6 +43,7 @@ mod netns;
 mod probe;
 mod session;
 mod socket;
+mod survey;
 mod switch;
 mod sys;
 mod sysctl;
@@ -50,13 +53,15 @@ pub use attach::{CheckedPlan, Plan, Step, detach, detach_observed};
 pub use error::Error;
 pub use features::{Features, Probe};
 pub use ids::{
-    AttachmentId, BRIDGE, EX_PREFIX, GROUP, MAC_PREFIX, MacAddr, Mode, PORT_PREFIX, Workload,
+    AttachmentId, BRIDGE, EX_PREFIX, GROUP, MAC_PREFIX, MacAddr, Mode, PORT_PREFIX, TAP_PREFIX,
+    Workload,
 };
 pub use inventory::{
-    Attachment, ForeignFilter, Health, Repaired, foreign_filters, inspect, links, list, repair,
-    repair_target,
+    Attachment, Fate, ForeignFilter, Health, Orphan, Repaired, foreign_filters, inspect, links,
+    list, repair, repair_target, repair_with,
 };
 pub use link::{Link, LinkStats};
 pub use netns::{Netns, NetnsId};
 pub use probe::{Blackout, Probed};
 pub use session::Session;
+pub use survey::{Remark, Survey, survey};

@@ -32,6 +32,8 @@ mod ifla {
     pub(super) const TXQLEN: u16 = 13;
     pub(super) const LINKINFO: u16 = 18;
     pub(super) const INFO_KIND: u16 = 1;
+    pub(super) const INFO_DATA: u16 = 2;
+    pub(super) const IPVLAN_MODE: u16 = 1;
     pub(super) const IFALIAS: u16 = 20;
     pub(super) const STATS64: u16 = 23;
     pub(super) const AF_SPEC: u16 = 26;
@@ -50,6 +52,8 @@ const AF_INET6: u16 = 10;
 const DEVCONF_RP_FILTER: u16 = 8;
 /// `IN6_ADDR_GEN_MODE_NONE`: the kernel makes no link-local address by itself.
 pub(crate) const ADDR_GEN_MODE_NONE: u8 = 1;
+/// `IPVLAN_MODE_L3S`.
+const IPVLAN_L3S: u8 = 2;
 /// `ARPHRD_ETHER`.
 const ARPHRD_ETHER: u16 = 1;
 /// `ARPHRD_LOOPBACK`.
@@ -111,6 +115,8 @@ pub struct Link {
     pub(crate) rp_filter: u32,
     /// Its IPv4 and IPv6 sysctls as the kernel's octets; to be compared alone.
     pub(crate) settings: Vec<u8>,
+    /// An ipvlan in mode l3s: what it receives passes no rule of its own.
+    pub(crate) is_l3s: bool,
     kind_of_header: u16,
 }
 
@@ -151,6 +157,9 @@ impl Link {
             .and_then(|v| v.try_into().ok())
             .map(MacAddr);
         let info = attr::find(attrs, ifla::LINKINFO).unwrap_or_default();
+        let kind = attr::find(info, ifla::INFO_KIND).map(text);
+        let data = attr::find(info, ifla::INFO_DATA).unwrap_or_default();
+        let mode = attr::find(data, ifla::IPVLAN_MODE).and_then(|v| v.first().copied());
         let spec = attr::find(attrs, ifla::AF_SPEC).unwrap_or_default();
         let inet6 = attr::find(spec, AF_INET6).unwrap_or_default();
         // All of the link's IPv4 settings as an array of words, in the order of their numbers.
@@ -171,7 +180,8 @@ impl Link {
             index: attr::u32_of(&head[4..])?,
             flags: attr::u32_of(&head[8..])?,
             name: text(attr::find(attrs, ifla::IFNAME)?),
-            kind: attr::find(info, ifla::INFO_KIND).map(text),
+            is_l3s: kind.as_deref() == Some("ipvlan") && mode == Some(IPVLAN_L3S),
+            kind,
             mac,
             mtu: attr::find_u32(attrs, ifla::MTU).unwrap_or_default(),
             txqlen: attr::find_u32(attrs, ifla::TXQLEN).unwrap_or_default(),

@@ -6,11 +6,11 @@ use std::sync::OnceLock;
 
 use crate::features::Features;
 use crate::ids::{AttachmentId, PORT_PREFIX};
-use crate::inventory::{self, Attachment, Repaired};
+use crate::inventory::{self, Attachment, Fate, Orphan, Repaired};
 use crate::link::{self, Link};
 use crate::lock::Lock;
 use crate::socket::RouteSocket;
-use crate::{BRIDGE, Error, Mode, Netns, attach};
+use crate::{BRIDGE, Error, Netns, attach};
 
 /// Ports that a bridge can have: `BR_MAX_PORTS` of net/bridge/br_private.h, of which number 0 is none.
 const BRIDGE_PORTS: usize = 1_023;
@@ -77,12 +77,17 @@ impl Session {
         &self.attached
     }
 
-    /// Undoes what a process that was killed left half-done in `target`, and what nothing depends on yet.
+    /// Undoes what a process that was killed left half-done in `target`, and what nothing depends on yet; `judge` says what
+    /// becomes of an [`Orphan`].
     ///
     /// # Errors
     /// As [`repair`](crate::repair).
-    pub fn repair_target(&mut self, target: &Netns) -> Result<Vec<Repaired>, Error> {
-        inventory::repair_target_in(self, target)
+    pub fn repair_target(
+        &mut self,
+        target: &Netns,
+        judge: &dyn Fn(&Orphan<'_>) -> Fate,
+    ) -> Result<Vec<Repaired>, Error> {
+        inventory::repair_target_in(self, target, judge)
     }
 
     /// Takes one attachment back, as [`detach`](crate::detach) does.
@@ -124,7 +129,7 @@ impl Session {
         for gone in self.attached.extract_if(.., |a| is_gone(&a.id)) {
             self.taken.remove(&gone.id);
             self.lowest = self.lowest.min(gone.id.number());
-            self.ports -= usize::from(gone.mode == Mode::Inline && self.ports > 0);
+            self.ports -= usize::from(gone.has_pair() && self.ports > 0);
         }
         // It may be among what was deleted.
         self.bridge = None;
@@ -222,7 +227,7 @@ impl Session {
 
     /// Takes note of what was attached.
     pub(crate) fn add(&mut self, new: &[Attachment]) {
-        self.ports += new.iter().filter(|a| a.mode == Mode::Inline).count();
+        self.ports += new.iter().filter(|a| a.has_pair()).count();
         self.attached.extend_from_slice(new);
         self.attached.sort_by_key(|attachment| attachment.id);
     }

@@ -189,12 +189,12 @@ impl Switch {
         local: BorrowedFd<'_>,
     ) -> Result<Vec<Request>, Error> {
         let standing = tc::all_filters(target, self.original)?;
-        if standing.iter().any(tc::Standing::is_ours) {
+        if standing.iter().any(tc::Standing::is_our_rule) {
             return Ok(vec![]);
         }
         let egress: Vec<_> = standing
             .into_iter()
-            .filter(|filter| filter.hook == Hook::Egress)
+            .filter(|filter| filter.hook == Hook::Egress && filter.chain == 0)
             .collect();
         let mut rules = Vec::new();
         if !tc::has_clsact(target, self.original)? {

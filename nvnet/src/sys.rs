@@ -107,6 +107,104 @@ pub(crate) fn load_classifier(name: &CStr, insns: &[Insn], log: &mut [u8]) -> io
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The head of `union bpf_attr` as `BPF_PROG_QUERY` reads and writes it, up to `revision` (Linux 6.6).
+#[repr(C)]
+#[derive(Default)]
+struct ProgQueryAttr {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    _pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+const _: () = assert!(size_of::<ProgQueryAttr>() == 64);
+
+/// The same for `BPF_PROG_ATTACH`, up to `expected_revision`.
+#[repr(C)]
+#[derive(Default)]
+struct ProgAttachAttr {
+    target_ifindex: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    replace_bpf_fd: u32,
+    relative_fd: u32,
+    expected_revision: u64,
+}
+
+const _: () = assert!(size_of::<ProgAttachAttr>() == 32);
+
+const BPF_PROG_ATTACH: c_int = 8;
+const BPF_PROG_QUERY: c_int = 16;
+
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
+fn tcx(ingress: bool) -> u32 {
+    if ingress { 46 } else { 47 }
+}
+
+/// How many TCX programs are attached to a hook of a link of the calling thread's namespace.
+///
+/// # Errors
+/// `EINVAL` before Linux 6.6, `EPERM` without CAP_NET_ADMIN, `ENODEV` without the link.
+pub(crate) fn tcx_count(link: u32, ingress: bool) -> io::Result<u32> {
+    let mut attr = ProgQueryAttr {
+        target_ifindex: link,
+        attach_type: tcx(ingress),
+        ..ProgQueryAttr::default()
+    };
+    // SAFETY: `attr` is laid out as the kernel reads and writes it (asserted above) and its size is passed along, so nothing
+    // beyond it is touched. Its pointers are null with room for no program: only the count is told.
+    let told = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut attr,
+            size_of::<ProgQueryAttr>() as libc::c_uint,
+        )
+    };
+    if told < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(attr.prog_cnt)
+    }
+}
+
+/// Attaches a classifier to a hook of a link of the calling thread's namespace by TCX; it stays as long as the link.
+///
+/// # Errors
+/// `EINVAL` before Linux 6.6, `EPERM` without CAP_NET_ADMIN, `ENODEV` without the link.
+pub(crate) fn tcx_attach(link: u32, ingress: bool, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = ProgAttachAttr {
+        target_ifindex: link,
+        attach_bpf_fd: u32::try_from(program.as_raw_fd())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?,
+        attach_type: tcx(ingress),
+        ..ProgAttachAttr::default()
+    };
+    // SAFETY: `attr` is laid out as the kernel reads it (asserted above), has no pointers, and its size is passed along; the
+    // descriptor is open for the call, as it is borrowed.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            &raw const attr,
+            size_of::<ProgAttachAttr>() as libc::c_uint,
+        )
+    };
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// `struct sockaddr_ll` of the link with this number, for all protocols.
 fn all_of(link: u32) -> io::Result<libc::sockaddr_ll> {
     let too_large = |_| io::Error::from(io::ErrorKind::InvalidInput);

@@ -31,6 +31,11 @@ const LEFT_OUT: [&str; 6] = [
 /// The settings of one interface: path below the tree, and value.
 pub(crate) type Settings = BTreeMap<(usize, String), String>;
 
+/// For a link that nothing but our rules sends through: the kernel says nothing on it by itself.
+pub(crate) fn silent() -> Settings {
+    Settings::from([((1, "disable_ipv6".to_owned()), "1".to_owned())])
+}
+
 /// Reads the settings of `interface`; what cannot be read (a secret that is not set) is left out.
 pub(crate) fn read(netns: &Netns, interface: &str) -> Result<Settings, Error> {
     netns.run(|| {

@@ -16,7 +16,7 @@ use netlink_packet_route::tc::{
 
 use crate::attr;
 use crate::socket::{Answer, CREATE, Request, RouteSocket};
-use crate::{Error, bpf};
+use crate::{Error, Netns, bpf};
 
 /// Major number of the class that our filters assign (`flowid 4e56:...`): tells them from others' where no name can.
 pub(crate) const CLASS_MAJOR: u16 = 0x4e56;
@@ -143,6 +143,11 @@ pub(crate) struct Filter<'a> {
 impl Filter<'_> {
     /// The request that adds it.
     pub(crate) fn add(&self, where_: &str) -> Request {
+        self.add_to(0, where_)
+    }
+
+    /// The request that adds it to a chain; frames come to chain 0, to another one only when a filter sends them there.
+    pub(crate) fn add_to(&self, chain: u32, where_: &str) -> Request {
         let class = TcHandle {
             major: CLASS_MAJOR,
             minor: self.class,
@@ -218,6 +223,9 @@ impl Filter<'_> {
             TcAttribute::Kind(kind.into()),
             TcAttribute::Options(options),
         ];
+        if chain != 0 {
+            message.attributes.push(TcAttribute::Chain(chain));
+        }
         let op = format!("add a {kind} filter on {} of {where_}", self.hook.name());
         Request::new(op, CREATE, &RouteNetlinkMessage::NewTrafficFilter(message))
     }
@@ -323,7 +331,7 @@ pub(crate) struct Standing {
     /// Name of a bpf filter.
     pub(crate) name: Option<String>,
     class: Option<u32>,
-    chain: u32,
+    pub(crate) chain: u32,
     /// The whole answer, for comparing.
     pub(crate) body: Vec<u8>,
 }
@@ -339,6 +347,11 @@ impl Standing {
             || self
                 .class
                 .is_some_and(|class| class >> 16 == u32::from(CLASS_MAJOR))
+    }
+
+    /// Whether it is a rule of ours, that frames come to.
+    pub(crate) fn is_our_rule(&self) -> bool {
+        self.is_ours() && self.chain == 0
     }
 
     /// Whether it is but the table in which u32 keeps filters: a handle without a node number.
@@ -471,6 +484,31 @@ pub(crate) fn has_clsact(socket: &mut RouteSocket, link: u32) -> Result<bool, Er
             Ok(false)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Whether TCX programs (Linux 6.6) are attached to a hook: they come before every filter of clsact, and unless they say that
+/// classification goes on (`TCX_NEXT`), no filter is asked.
+pub(crate) fn has_tcx(netns: &Netns, link: u32, hook: Hook) -> Result<bool, Error> {
+    // The kernel looks for the link in the namespace of the thread.
+    let count = netns.run(|| crate::sys::tcx_count(link, hook == Hook::Ingress))?;
+    match count {
+        Ok(count) => Ok(count > 0),
+        // An older kernel, one without TCX, or a link that is gone meanwhile.
+        Err(source)
+            if matches!(
+                source.raw_os_error(),
+                Some(libc::EINVAL | libc::ENODEV | libc::ENOENT | libc::EOPNOTSUPP)
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(source) => Err(Error::Refused {
+            op: format!("tell of TCX programs on {} of link {link}", hook.name()),
+            netns: netns.label().into(),
+            kernel_says: None,
+            source,
+        }),
     }
 }
 

@@ -12,10 +12,17 @@ use std::time::Duration;
 use common::{Need, chain, ensure, picture, privileged, same, same_picture, sh_in};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nvnet::lab::{Lab, LabContainer};
-use nvnet::{Attachment, CheckedPlan, Error, Mode, Netns, Plan, Workload};
+use nvnet::{Attachment, CheckedPlan, Error, Fate, Mode, Netns, Plan, Workload};
 
 const ALL: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2];
+const WITH_MACVLAN: &[Need] = &[
+    Need::Netns,
+    Need::Ebpf,
+    Need::Iproute2,
+    Need::Kind("macvlan"),
+];
 const MODES: [Mode; 2] = [Mode::Inline, Mode::Mirror];
+const KINDS: [Kind; 3] = [Kind::Inline, Kind::Mirror, Kind::Inside];
 /// A child process is told what to do by this variable: `MODE STEP HOST TARGET`, see [`child`].
 const CHILD: &str = "NV_TEST_CHILD";
 
@@ -24,10 +31,15 @@ fn main() {
         child(&order);
     }
     let mut trials = Vec::new();
-    for mode in MODES {
-        let mut add = |name: &str, test: fn(Mode) -> Result<(), Failed>| {
-            trials.push(privileged(format!("{name}::{mode}"), ALL, move || {
-                test(mode)
+    for kind in KINDS {
+        let needs = if kind == Kind::Inside {
+            WITH_MACVLAN
+        } else {
+            ALL
+        };
+        let mut add = |name: &str, test: fn(Kind) -> Result<(), Failed>| {
+            trials.push(privileged(format!("{name}::{kind}"), needs, move || {
+                test(kind)
             }));
         };
         add(
@@ -60,7 +72,25 @@ fn main() {
             "a_container_that_dies_leaves_nothing",
             a_container_that_dies_leaves_nothing,
         );
+        add(
+            "frames_are_marked_by_the_way_they_went",
+            frames_are_marked_by_the_way_they_went,
+        );
     }
+    let mut add =
+        |name, test: fn() -> Result<(), Failed>| trials.push(privileged(name, WITH_MACVLAN, test));
+    add(
+        "a_pair_deleted_by_hand_leaves_no_filter_inside",
+        a_pair_deleted_by_hand_leaves_no_filter_inside,
+    );
+    add(
+        "an_interface_that_goes_takes_its_copies_along",
+        an_interface_that_goes_takes_its_copies_along,
+    );
+    add(
+        "nothing_but_copies_leaves_by_the_pair",
+        nothing_but_copies_leaves_by_the_pair,
+    );
     let mut add = |name, test: fn() -> Result<(), Failed>| trials.push(privileged(name, ALL, test));
     add(
         "the_container_is_untouched_in_mirror_mode",
@@ -76,8 +106,12 @@ fn main() {
     );
     add("next_hop_objects_follow", next_hop_objects_follow);
     add(
-        "a_port_deleted_by_hand_is_told_and_cleared",
-        a_port_deleted_by_hand_is_told_and_cleared,
+        "a_port_deleted_by_hand_is_brought_back_whole",
+        a_port_deleted_by_hand_is_brought_back_whole,
+    );
+    add(
+        "of_what_is_left_of_a_container_its_runtime_decides",
+        of_what_is_left_of_a_container_its_runtime_decides,
     );
     add(
         "another_hosts_attachment_is_left_alone",
@@ -90,10 +124,6 @@ fn main() {
     add(
         "what_the_original_sends_by_itself_is_seen",
         what_the_original_sends_by_itself_is_seen,
-    );
-    add(
-        "frames_are_marked_by_the_way_they_went",
-        frames_are_marked_by_the_way_they_went,
     );
     add(
         "inline_is_refused_where_it_would_cut_connections",
@@ -114,6 +144,71 @@ fn main() {
     let unprivileged = Trial::test("a_missing_privilege_is_told", a_missing_privilege_is_told);
     trials.push(unprivileged);
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// A mode, and what the first container's interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Inline,
+    Mirror,
+    /// Mirror mode of a macvlan, which has no end on the host.
+    Inside,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Inline => "inline",
+            Self::Mirror => "mirror",
+            Self::Inside => "inside",
+        })
+    }
+}
+
+impl Kind {
+    fn mode(self) -> Mode {
+        match self {
+            Self::Inline => Mode::Inline,
+            Self::Mirror | Self::Inside => Mode::Mirror,
+        }
+    }
+
+    fn lab(self, names: &[&str]) -> Result<Lab, Failed> {
+        let mut lab = Lab::new(names)?;
+        if self == Self::Inside {
+            let web = &mut lab.containers[0];
+            let fd = web.netns.as_fd().as_raw_fd();
+            sh_in(
+                &lab.host,
+                &format!(
+                    "set -e
+                     ip link delete {}
+                     ip link add link lab-br name mv0 address {} type macvlan mode bridge
+                     ip link set mv0 netns /proc/{}/fd/{fd}",
+                    web.host_end,
+                    web.mac,
+                    std::process::id(),
+                ),
+            )?;
+            sh_in(
+                &web.netns,
+                &format!(
+                    "set -e
+                     echo 0 > /proc/sys/net/ipv6/conf/mv0/accept_dad
+                     ip link set mv0 name eth0
+                     ip link set eth0 up
+                     ip addr add {}/24 dev eth0
+                     ip addr add {}/64 dev eth0 nodad
+                     ip route add default via 10.78.0.1
+                     ip -6 route add default via fd4e:6576::1 dev eth0
+                     timeout 20 sh -c 'while ip -6 addr | grep -q tentative; do :; done'",
+                    web.ipv4, web.ipv6
+                ),
+            )?;
+            web.host_end = "none".into();
+        }
+        Ok(lab)
+    }
 }
 
 fn workload(container: &LabContainer) -> Workload {
@@ -217,8 +312,9 @@ fn pictures(lab: &Lab) -> Result<Vec<String>, Failed> {
     namespaces(lab).map(picture).collect()
 }
 
-fn traffic_flows_and_detach_leaves_nothing(mode: Mode) -> Result<(), Failed> {
-    let lab = Lab::new(&["web", "client"])?;
+fn traffic_flows_and_detach_leaves_nothing(kind: Kind) -> Result<(), Failed> {
+    let mode = kind.mode();
+    let lab = kind.lab(&["web", "client"])?;
     traffic(&lab)?;
     let before = pictures(&lab)?;
     let attachment = attach(&lab, 0, mode)?;
@@ -269,8 +365,9 @@ const RICH: &str = r"
     echo 44 > /proc/sys/net/ipv4/neigh/eth0/gc_stale_time
 ";
 
-fn a_rich_container_is_the_same_after_detach(mode: Mode) -> Result<(), Failed> {
-    let lab = Lab::new(&["rich", "client"])?;
+fn a_rich_container_is_the_same_after_detach(kind: Kind) -> Result<(), Failed> {
+    let mode = kind.mode();
+    let lab = kind.lab(&["rich", "client"])?;
     let target = &lab.containers[0].netns;
     sh_in(target, &format!("set -e; {RICH}"))?;
     traffic(&lab)?;
@@ -305,8 +402,9 @@ fn a_rich_container_is_the_same_after_detach(mode: Mode) -> Result<(), Failed> {
     traffic(&lab)
 }
 
-fn every_step_that_fails_is_undone(mode: Mode) -> Result<(), Failed> {
-    let lab = Lab::new(&["web", "client"])?;
+fn every_step_that_fails_is_undone(kind: Kind) -> Result<(), Failed> {
+    let mode = kind.mode();
+    let lab = kind.lab(&["web", "client"])?;
     sh_in(&lab.containers[0].netns, &format!("set -e; {RICH}"))?;
     traffic(&lab)?;
     let before = pictures(&lab)?;
@@ -326,7 +424,7 @@ fn every_step_that_fails_is_undone(mode: Mode) -> Result<(), Failed> {
         untouched(&lab, &before)
             .map_err(|e| format!("step {step}: {}", e.message().unwrap_or_default()))?;
     }
-    println!("{mode}: {steps} steps failed and undone");
+    println!("{kind}: {steps} steps failed and undone");
     traffic(&lab)
 }
 
@@ -399,8 +497,9 @@ fn killed_at(lab: &Lab, what: &str, mode: Mode, step: usize) -> Result<bool, Fai
     Ok(killed)
 }
 
-fn a_kill_at_any_step_is_repaired(mode: Mode) -> Result<(), Failed> {
-    let lab = Lab::new(&["web", "client"])?;
+fn a_kill_at_any_step_is_repaired(kind: Kind) -> Result<(), Failed> {
+    let mode = kind.mode();
+    let lab = kind.lab(&["web", "client"])?;
     sh_in(&lab.containers[0].netns, &format!("set -e; {RICH}"))?;
     traffic(&lab)?;
     let before = pictures(&lab)?;
@@ -450,12 +549,13 @@ fn a_kill_at_any_step_is_repaired(mode: Mode) -> Result<(), Failed> {
             }
         }
     }
-    println!("{mode}: killed at {tried} steps and repaired");
+    println!("{kind}: killed at {tried} steps and repaired");
     ensure(tried >= 5, format!("only {tried} kills"))
 }
 
-fn a_connection_outlives_attach_and_detach(mode: Mode) -> Result<(), Failed> {
-    let lab = Lab::new(&["web", "client"])?;
+fn a_connection_outlives_attach_and_detach(kind: Kind) -> Result<(), Failed> {
+    let mode = kind.mode();
+    let lab = kind.lab(&["web", "client"])?;
     let (one, two) = (&lab.containers[0], &lab.containers[1]);
     for address in [IpAddr::from(one.ipv4), IpAddr::from(one.ipv6)] {
         let (mut near, mut far) = connect(&one.netns, address, &two.netns)?;
@@ -484,11 +584,12 @@ fn a_connection_outlives_attach_and_detach(mode: Mode) -> Result<(), Failed> {
     Ok(())
 }
 
-fn filters_of_others_survive(mode: Mode) -> Result<(), Failed> {
-    let lab = Lab::new(&["web", "client"])?;
-    let (netns, link) = match mode {
-        Mode::Inline => (&lab.containers[0].netns, "eth0".to_owned()),
-        Mode::Mirror => (&lab.host, lab.containers[0].host_end.clone()),
+fn filters_of_others_survive(kind: Kind) -> Result<(), Failed> {
+    let mode = kind.mode();
+    let lab = kind.lab(&["web", "client"])?;
+    let (netns, link) = match kind {
+        Kind::Inline | Kind::Inside => (&lab.containers[0].netns, "eth0".to_owned()),
+        Kind::Mirror => (&lab.host, lab.containers[0].host_end.clone()),
     };
     sh_in(
         netns,
@@ -534,8 +635,9 @@ fn filters_of_others_survive(mode: Mode) -> Result<(), Failed> {
     untouched(&lab, &before)
 }
 
-fn two_containers_have_their_own_ids(mode: Mode) -> Result<(), Failed> {
-    let lab = Lab::new(&["web", "client"])?;
+fn two_containers_have_their_own_ids(kind: Kind) -> Result<(), Failed> {
+    let mode = kind.mode();
+    let lab = kind.lab(&["web", "client"])?;
     let before = pictures(&lab)?;
     let (one, two) = (attach(&lab, 0, mode)?, attach(&lab, 1, mode)?);
     ensure(one.id != two.id, "one id for two")?;
@@ -583,8 +685,9 @@ fn two_containers_have_their_own_ids(mode: Mode) -> Result<(), Failed> {
     untouched(&lab, &before)
 }
 
-fn refusals_change_nothing(mode: Mode) -> Result<(), Failed> {
-    let lab = Lab::new(&["web"])?;
+fn refusals_change_nothing(kind: Kind) -> Result<(), Failed> {
+    let mode = kind.mode();
+    let lab = kind.lab(&["web"])?;
     let before = pictures(&lab)?;
     let refused = |plan: Plan, text: &str| match plan.check() {
         Ok(_) => Err(Failed::from(format!("accepted, not: {text}"))),
@@ -626,12 +729,16 @@ fn refusals_change_nothing(mode: Mode) -> Result<(), Failed> {
     untouched(&lab, &before)
 }
 
-fn a_container_that_dies_leaves_nothing(mode: Mode) -> Result<(), Failed> {
-    let mut lab = Lab::new(&["web", "client"])?;
-    attach(&lab, 0, mode)?;
+fn a_container_that_dies_leaves_nothing(kind: Kind) -> Result<(), Failed> {
+    let mode = kind.mode();
+    let mut lab = kind.lab(&["web", "client"])?;
+    let one = attach(&lab, 0, mode)?;
     let two = attach(&lab, 1, mode)?;
     let gone = lab.containers.remove(0);
-    let end = gone.host_end.clone();
+    let end = match kind {
+        Kind::Inside => one.port,
+        Kind::Inline | Kind::Mirror => gone.host_end.clone(),
+    };
     drop(gone);
     // The kernel clears a namespace away after its last handle is closed; wait for its other end to go.
     sh_in(
@@ -868,81 +975,84 @@ fn contains(frame: &[u8], text: &str) -> bool {
         .any(|window| window == text.as_bytes())
 }
 
-fn frames_are_marked_by_the_way_they_went() -> Result<(), Failed> {
-    for mode in MODES {
-        let lab = Lab::new(&["web", "client"])?;
-        let attachment = attach(&lab, 0, mode)?;
-        let (web, client) = (&lab.containers[0], &lab.containers[1]);
-        let bridge = Wire::open(&lab.host, "nv-br")?;
-        let (mark, group) = (
-            attachment.id.mac().octets(),
-            attachment.id.group_mac().octets(),
-        );
-        let (own, other, forged) = (web.mac.octets(), client.mac.octets(), [2, 9, 9, 9, 9, 9]);
-        let inside = Wire::open(&web.netns, "eth0")?;
-        let outside = Wire::open(&client.netns, "eth0")?;
-        for (wire, sent, seen) in [
-            (&inside, frame(other, own, "leaves"), (other, mark)),
-            (
-                &inside,
-                frame([0xff; 6], own, "leaves to all"),
-                ([0xff; 6], mark),
-            ),
-            (
-                &inside,
-                frame(other, forged, "leaves with a forged source"),
-                (other, mark),
-            ),
-            (
-                &inside,
-                frame([0xff; 6], forged, "leaves forged to all"),
-                ([0xff; 6], mark),
-            ),
-            (&outside, frame(own, other, "enters"), (mark, other)),
-            (
-                &outside,
-                frame([0xff; 6], other, "enters to all"),
-                (group, other),
-            ),
-            (
-                &outside,
-                frame([2, 8, 8, 8, 8, 8], other, "enters for somebody else"),
-                (mark, other),
-            ),
-        ] {
-            bridge.drain();
-            wire.send(&sent)?;
-            let text = String::from_utf8_lossy(&sent[14..])
-                .trim_end_matches('\0')
-                .to_owned();
-            let marked = bridge
-                .drain()
-                .into_iter()
-                .filter(|f| contains(f, &text))
-                .collect::<Vec<_>>();
-            let addresses = marked
-                .iter()
-                .map(|f| (f[..6].to_vec(), f[6..12].to_vec()))
-                .collect::<Vec<_>>();
-            same(
-                &format!("{mode}, {text}"),
-                addresses,
-                vec![(seen.0.to_vec(), seen.1.to_vec())],
-            )?;
-            // The frame itself arrives as it was sent.
-            let arrived = if std::ptr::eq(wire, &inside) {
-                outside.drain()
-            } else {
-                inside.drain()
-            };
-            let arrived = arrived.iter().any(|f| f[..] == sent[..]);
-            ensure(
-                arrived,
-                format!("{mode}, {text}: did not arrive as it was sent"),
-            )?;
+fn frames_are_marked_by_the_way_they_went(kind: Kind) -> Result<(), Failed> {
+    let mode = kind.mode();
+    let lab = kind.lab(&["web", "client"])?;
+    let attachment = attach(&lab, 0, mode)?;
+    let (web, client) = (&lab.containers[0], &lab.containers[1]);
+    let bridge = Wire::open(&lab.host, "nv-br")?;
+    let (mark, group) = (
+        attachment.id.mac().octets(),
+        attachment.id.group_mac().octets(),
+    );
+    let (own, other, forged) = (web.mac.octets(), client.mac.octets(), [2, 9, 9, 9, 9, 9]);
+    let inside = Wire::open(&web.netns, "eth0")?;
+    let outside = Wire::open(&client.netns, "eth0")?;
+    for (wire, sent, seen) in [
+        (&inside, frame(other, own, "leaves"), (other, mark)),
+        (
+            &inside,
+            frame([0xff; 6], own, "leaves to all"),
+            ([0xff; 6], mark),
+        ),
+        (
+            &inside,
+            frame(other, forged, "leaves with a forged source"),
+            (other, mark),
+        ),
+        (
+            &inside,
+            frame([0xff; 6], forged, "leaves forged to all"),
+            ([0xff; 6], mark),
+        ),
+        (&outside, frame(own, other, "enters"), (mark, other)),
+        (
+            &outside,
+            frame([0xff; 6], other, "enters to all"),
+            (group, other),
+        ),
+        (
+            &outside,
+            frame([2, 8, 8, 8, 8, 8], other, "enters for somebody else"),
+            (mark, other),
+        ),
+    ] {
+        // A macvlan does not get what is not for it.
+        if kind == Kind::Inside && contains(&sent, "somebody else") {
+            continue;
         }
-        detach(&lab, attachment.id)?;
+        bridge.drain();
+        wire.send(&sent)?;
+        let text = String::from_utf8_lossy(&sent[14..])
+            .trim_end_matches('\0')
+            .to_owned();
+        let marked = bridge
+            .drain()
+            .into_iter()
+            .filter(|f| contains(f, &text))
+            .collect::<Vec<_>>();
+        let addresses = marked
+            .iter()
+            .map(|f| (f[..6].to_vec(), f[6..12].to_vec()))
+            .collect::<Vec<_>>();
+        same(
+            &format!("{mode}, {text}"),
+            addresses,
+            vec![(seen.0.to_vec(), seen.1.to_vec())],
+        )?;
+        // The frame itself arrives as it was sent.
+        let arrived = if std::ptr::eq(wire, &inside) {
+            outside.drain()
+        } else {
+            inside.drain()
+        };
+        let arrived = arrived.iter().any(|f| f[..] == sent[..]);
+        ensure(
+            arrived,
+            format!("{mode}, {text}: did not arrive as it was sent"),
+        )?;
     }
+    detach(&lab, attachment.id)?;
     Ok(())
 }
 
@@ -1033,9 +1143,12 @@ fn next_hop_objects_follow() -> Result<(), Failed> {
     untouched(&lab, &before)
 }
 
-fn a_port_deleted_by_hand_is_told_and_cleared() -> Result<(), Failed> {
+fn a_port_deleted_by_hand_is_brought_back_whole() -> Result<(), Failed> {
     let lab = Lab::new(&["web", "client"])?;
     let target = &lab.containers[0].netns;
+    sh_in(target, &format!("set -e; {RICH}{FOLLOWERS}"))?;
+    traffic(&lab)?;
+    let before = pictures(&lab)?;
     let attachment = attach(&lab, 0, Mode::Inline)?;
     sh_in(&lab.host, &format!("ip link delete {}", attachment.port))?;
     ensure(
@@ -1045,6 +1158,10 @@ fn a_port_deleted_by_hand_is_told_and_cleared() -> Result<(), Failed> {
         ),
         "not told",
     )?;
+    ensure(
+        !sh_in(target, "ip -o addr")?.contains("10.78.0.2/"),
+        "its addresses did not go with the pair",
+    )?;
     let repaired = nvnet::repair_target(&lab.host, target).map_err(chain)?;
     let told = repaired
         .iter()
@@ -1052,19 +1169,144 @@ fn a_port_deleted_by_hand_is_told_and_cleared() -> Result<(), Failed> {
         .collect::<Vec<_>>()
         .join("\n");
     ensure(
-        told.contains("eth0 is back, its addresses and routes are lost"),
+        told.contains("eth0 is back, with its addresses and routes"),
         told,
     )?;
-    let links = sh_in(target, "ip -o link show; tc qdisc show; ip link show eth0")?;
+    untouched(&lab, &before)?;
+    traffic(&lab)?;
+    same("once more", nvnet::repair(&lab.host)?, vec![])
+}
+
+/// Next hop objects, a group of them, and routes by both.
+const FOLLOWERS: &str = "
+    ip nexthop add id 5 via 10.78.0.1 dev eth0
+    ip nexthop add id 6 via 10.78.1.1 dev eth0
+    ip nexthop add id 7 group 5/6,3
+    ip route add 203.0.117.0/24 nhid 5
+    ip route add 203.0.118.0/24 nhid 7 metric 9
+";
+
+fn of_what_is_left_of_a_container_its_runtime_decides() -> Result<(), Failed> {
+    for fate in [
+        Fate::Leave("nobody knows".into()),
+        Fate::Remove("it was disconnected".into()),
+    ] {
+        let lab = Lab::new(&["web", "client"])?;
+        let target = &lab.containers[0].netns;
+        let attachment = attach(&lab, 0, Mode::Inline)?;
+        sh_in(&lab.host, &format!("ip link delete {}", attachment.port))?;
+        let judge = |orphan: &nvnet::Orphan<'_>| {
+            assert_eq!(
+                (orphan.interface, orphan.mac),
+                ("eth0", lab.containers[0].mac)
+            );
+            assert_eq!(orphan.replaced_by, None);
+            fate.clone()
+        };
+        let repaired = nvnet::Session::open(&lab.host)?
+            .repair_target(target, &judge)
+            .map_err(chain)?;
+        let told = repaired.first().map(ToString::to_string);
+        let links = sh_in(target, "ip -o link show")?;
+        match &fate {
+            Fate::Leave(why) => {
+                ensure(told.is_some_and(|t| t.contains(&why[..])), "not told")?;
+                ensure(links.contains("nv-ex-eth0"), links)?;
+            }
+            _ => {
+                ensure(told.is_some_and(|t| t.contains("is deleted")), "not told")?;
+                ensure(!links.contains("eth0"), links)?;
+                let end = &lab.containers[0].host_end;
+                ensure(
+                    sh_in(&lab.host, &format!("ip link show {end}")).is_err(),
+                    "its other end is left",
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn a_pair_deleted_by_hand_leaves_no_filter_inside() -> Result<(), Failed> {
+    let lab = Kind::Inside.lab(&["web", "client"])?;
+    let before = pictures(&lab)?;
+    let attachment = attach(&lab, 0, Mode::Mirror)?;
+    sh_in(&lab.host, &format!("ip link delete {}", attachment.port))?;
+    // The copies end, the container's network goes on.
+    traffic(&lab)?;
     ensure(
-        !links.contains("nv-") && !links.contains("nvcli") && !links.contains("clsact"),
-        links,
+        matches!(
+            plan(&lab, 0, Mode::Mirror).check(),
+            Err(Error::Unfinished { .. })
+        ),
+        "not told",
     )?;
+    let repaired = nvnet::repair_target(&lab.host, &lab.containers[0].netns).map_err(chain)?;
+    ensure(
+        repaired
+            .iter()
+            .any(|r| r.to_string().contains("eth0 of web")),
+        format!("{repaired:?}"),
+    )?;
+    untouched(&lab, &before)
+}
+
+fn an_interface_that_goes_takes_its_copies_along() -> Result<(), Failed> {
+    let lab = Kind::Inside.lab(&["web", "client"])?;
+    let attachment = attach(&lab, 0, Mode::Mirror)?;
+    same("inspected", nvnet::inspect(&lab.host, &attachment)?, None)?;
+    sh_in(&lab.containers[0].netns, "ip link delete eth0")?;
     same(
-        "bridge",
-        sh_in(&lab.host, "ip -o link show | grep nv- | cat")?,
-        String::new(),
-    )
+        "inspected",
+        nvnet::inspect(&lab.host, &attachment)?.as_deref(),
+        Some("eth0 is gone"),
+    )?;
+    same("repaired", nvnet::repair(&lab.host)?.len(), 2)?;
+    for netns in namespaces(&lab) {
+        same(
+            "links of ours",
+            sh_in(netns, "ip -o link show | grep nv- | cat")?,
+            String::new(),
+        )?;
+    }
+    Ok(())
+}
+
+/// What a program of the container sends through the pair that copies leave by is nobody's frame.
+fn nothing_but_copies_leaves_by_the_pair() -> Result<(), Failed> {
+    let lab = Kind::Inside.lab(&["web", "client"])?;
+    let attachment = attach(&lab, 0, Mode::Mirror)?;
+    let tap = format!("{}{}", nvnet::TAP_PREFIX, attachment.id);
+    let bridge = Wire::open(&lab.host, "nv-br")?;
+    let inside = Wire::open(&lab.containers[0].netns, &tap)?;
+    inside.send(&frame([0xff; 6], [2, 0, 0, 0, 0, 9], "spoken by itself"))?;
+    inside.send(&frame(
+        [0x4f, 0x65, 0x75, 0x56, 0xff, 0xff],
+        [2, 0, 0, 0, 0, 9],
+        "of another id",
+    ))?;
+    let own = attachment.id.group_mac().octets();
+    inside.send(&frame(own, [2, 0, 0, 0, 0, 9], "as a copy"))?;
+    let seen = bridge.drain();
+    let times = |text: &str| seen.iter().filter(|f| contains(f, text)).count();
+    same(
+        "seen",
+        [
+            times("spoken by itself"),
+            times("of another id"),
+            times("as a copy"),
+        ],
+        [0, 0, 1],
+    )?;
+    // And nothing comes in by it.
+    Wire::open(&lab.host, &attachment.port)?.send(&frame([0xff; 6], own, "from the host"))?;
+    let came = inside
+        .drain()
+        .iter()
+        .filter(|f| contains(f, "from the host"))
+        .count();
+    same("came in", came, 0)?;
+    detach(&lab, attachment.id)
 }
 
 fn another_hosts_attachment_is_left_alone() -> Result<(), Failed> {

@@ -22,6 +22,18 @@ use nvnet::{CheckedPlan, Error, Health, Mode, Netns, Plan, Workload};
 
 const ALL: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2];
 const MODES: [Mode; 2] = [Mode::Inline, Mode::Mirror];
+const WITH_MACVLAN: &[Need] = &[
+    Need::Netns,
+    Need::Ebpf,
+    Need::Iproute2,
+    Need::Kind("macvlan"),
+];
+/// How a container is attached, and whether its interface has an end on the host; without one it is a macvlan.
+const WAYS: [(Mode, bool); 3] = [
+    (Mode::Inline, true),
+    (Mode::Mirror, true),
+    (Mode::Mirror, false),
+];
 /// A child process is told what to do by this variable: `attach|detach MODE HOST TARGET`.
 const CHILD: &str = "NV_TEST_CHILD";
 /// The seed of [`any_sequence_leaves_it_attached_or_untouched`], to see a failure again.
@@ -32,10 +44,16 @@ fn main() {
         child(&order);
     }
     let mut trials = Vec::new();
-    for mode in MODES {
-        let mut add = |name: &str, test: fn(Mode) -> Result<(), Failed>| {
-            let name = format!("{name}::{mode}");
-            trials.push(privileged(name, ALL, move || test(mode)));
+    for (mode, has_end) in WAYS {
+        let mut add = |name: &str, test: fn(Mode, bool) -> Result<(), Failed>| {
+            let kind = if has_end {
+                mode.to_string()
+            } else {
+                "inside".into()
+            };
+            let needs = if has_end { ALL } else { WITH_MACVLAN };
+            let name = format!("{name}::{kind}");
+            trials.push(privileged(name, needs, move || test(mode, has_end)));
         };
         add(
             "a_kill_at_any_message_is_repaired",
@@ -79,6 +97,7 @@ fn main() {
 struct World {
     lab: Lab,
     web: Netns,
+    has_end: bool,
     /// The pictures of host and container when nothing is attached.
     before: [String; 2],
 }
@@ -90,9 +109,15 @@ const WEB: [&str; 2] = ["10.78.0.99", "fd4e:6576::99"];
 
 impl World {
     fn new() -> Result<Self, Failed> {
+        Self::with(true)
+    }
+
+    /// Without an end on the host the container's interface is a macvlan.
+    fn with(has_end: bool) -> Result<Self, Failed> {
         let mut world = Self {
             lab: Lab::new(&["client"])?,
             web: Netns::nameless("web")?,
+            has_end,
             before: Default::default(),
         };
         world.start()?;
@@ -103,15 +128,21 @@ impl World {
     /// Gives the container its network: some of all that is moved.
     fn start(&mut self) -> Result<(), Failed> {
         let netns = path(&self.web);
-        sh_in(
-            &self.lab.host,
-            &format!(
+        let make = if self.has_end {
+            format!(
                 "set -e
                  ip link add {END} address 02:4e:76:00:01:99 type veth peer name eth0 address 02:4e:76:00:00:99 netns {netns}
                  echo 0 > /proc/sys/net/ipv6/conf/{END}/accept_dad
                  ip link set {END} master lab-br up"
-            ),
-        )?;
+            )
+        } else {
+            format!(
+                "set -e
+                 ip link add link lab-br name {END} address 02:4e:76:00:00:99 type macvlan mode bridge
+                 ip link set {END} netns {netns} name eth0"
+            )
+        };
+        sh_in(&self.lab.host, &make)?;
         let [v4, v6] = WEB;
         sh_in(
             &self.web,
@@ -141,6 +172,9 @@ impl World {
         )?;
         // What the kernel does by itself is done: it can be reached, and its carrier is there.
         self.reach()?;
+        if !self.has_end {
+            return Ok(());
+        }
         sh_in(
             &self.lab.host,
             &format!(
@@ -442,8 +476,8 @@ fn changes(tid: Pid, regs: &nix::libc::user_regs_struct) -> bool {
     }
 }
 
-fn a_kill_at_any_message_is_repaired(mode: Mode) -> Result<(), Failed> {
-    let world = World::new()?;
+fn a_kill_at_any_message_is_repaired(mode: Mode, has_end: bool) -> Result<(), Failed> {
+    let world = World::with(has_end)?;
     for what in ["attach", "detach"] {
         let mut killed = 0;
         for at in 1.. {
@@ -476,8 +510,8 @@ fn a_kill_at_any_message_is_repaired(mode: Mode) -> Result<(), Failed> {
     Ok(())
 }
 
-fn any_message_that_is_refused_is_undone(mode: Mode) -> Result<(), Failed> {
-    let world = World::new()?;
+fn any_message_that_is_refused_is_undone(mode: Mode, has_end: bool) -> Result<(), Failed> {
+    let world = World::with(has_end)?;
     for what in ["attach", "detach"] {
         let mut failed = 0;
         for at in 1.. {
@@ -519,8 +553,11 @@ fn any_message_that_is_refused_is_undone(mode: Mode) -> Result<(), Failed> {
     Ok(())
 }
 
-fn every_step_of_detach_that_fails_can_be_tried_again(mode: Mode) -> Result<(), Failed> {
-    let world = World::new()?;
+fn every_step_of_detach_that_fails_can_be_tried_again(
+    mode: Mode,
+    has_end: bool,
+) -> Result<(), Failed> {
+    let world = World::with(has_end)?;
     let mut failed = 0;
     for step in 0.. {
         let attachment = world.attach(mode)?;
@@ -840,6 +877,8 @@ enum Event {
     /// The container dies, and another one comes in its place.
     Restart,
     Repair,
+    /// Somebody deletes our pair, if there is one, and repairs.
+    PortGone,
 }
 
 impl fmt::Display for Event {
@@ -862,7 +901,7 @@ impl Dice {
 
     fn event(&mut self) -> Event {
         let mode = MODES[self.below(2)];
-        match self.below(8) {
+        match self.below(9) {
             0 | 1 => Event::Attach(mode),
             2 => Event::Detach,
             3..=5 => {
@@ -875,6 +914,7 @@ impl Dice {
                 )
             }
             6 => Event::Restart,
+            7 => Event::PortGone,
             _ => Event::Repair,
         }
     }
@@ -907,6 +947,16 @@ fn play(events: &[Event]) -> Result<(), Failed> {
                 fated(&world, what, mode, fate, at).map(drop)
             }
             Event::Restart => world.restart(),
+            Event::PortGone => {
+                let ports = "ip -o link show | sed -nE 's/.*(nv-in-[0-9a-f]+)@.*/\\1/p'";
+                sh_in(
+                    &world.lab.host,
+                    &format!("for p in $({ports}); do ip link delete $p; done"),
+                )?;
+                nvnet::repair_target(&world.lab.host, &world.web)
+                    .map_err(chain)
+                    .and_then(|_| world.attached_or_untouched())
+            }
             Event::Repair => nvnet::repair(&world.lab.host)
                 .map_err(chain)
                 .and_then(|_| world.attached_or_untouched()),

@@ -10,6 +10,7 @@ use crate::cmd::list;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::open::{Opener, host, net};
+use crate::orphan::Judge;
 use crate::signals::uninterrupted;
 use crate::target::Target;
 
@@ -62,7 +63,9 @@ fn checked(
     let (netns, workload) = opener.open(target, say)?;
     if !args.dry_run {
         // What a killed run left half-done in there would be in the way.
-        let repaired = uninterrupted(|| session.repair_target(&netns)).map_err(|error| {
+        let judge = Judge::default();
+        let repair = || session.repair_target(&netns, &|orphan| judge.fate(orphan));
+        let repaired = uninterrupted(repair).map_err(|error| {
             net(
                 format!("cannot repair {target} before attaching it"),
                 &error,

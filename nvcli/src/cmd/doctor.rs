@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 
 use nvcapture::{Ring, RingConfig};
-use nvnet::{Attachment, BRIDGE, EX_PREFIX, Features, Mode, Netns, Plan};
+use nvnet::{Attachment, BRIDGE, EX_PREFIX, Features, Mode, Netns, Survey};
 use serde::Serialize;
 
 use crate::args::{Doctor, ListOutput};
@@ -46,6 +46,31 @@ struct Finding {
     found: String,
     #[serde(rename = "try", skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
+    /// About one interface of the target.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    surveyed: Option<Surveyed>,
+}
+
+/// What a program wants to know of an interface.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Surveyed {
+    interface: String,
+    kind: String,
+    is_up: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attached_as: Option<String>,
+    inline_safe: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inline_refused: Option<String>,
+    mirror_safe: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mirror_refused: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mirrored_from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+    remarks: Vec<String>,
 }
 
 impl Finding {
@@ -55,6 +80,7 @@ impl Finding {
             check,
             found: found.into(),
             remedy: None,
+            surveyed: None,
         }
     }
 
@@ -64,6 +90,7 @@ impl Finding {
             check,
             found: found.into(),
             remedy: Some(remedy.into()),
+            surveyed: None,
         }
     }
 
@@ -73,6 +100,7 @@ impl Finding {
             check,
             found: found.into(),
             remedy: Some(remedy.into()),
+            surveyed: None,
         }
     }
 
@@ -87,6 +115,7 @@ impl Finding {
             check,
             found,
             remedy: error.to_do().map(str::to_owned),
+            surveyed: None,
         }
     }
 }
@@ -359,7 +388,7 @@ fn narrow(attachment: &Attachment) -> std::result::Result<Option<Finding>, nvnet
         Finding::warn(
             "mtu",
             format!("{interface} of {name} has MTU {}, the links behind it {least}: longer frames are lost", own.mtu),
-            format!("nvcli detach {name} && nvcli attach {name}, which gives all of them the new one"),
+            "nvcli repair, which gives all of them the new one",
         )
     }))
 }
@@ -403,7 +432,7 @@ fn other_filters(netns: std::result::Result<&Netns, &nvnet::Error>, of: &str) ->
     }
 }
 
-/// Whether the target could be attached, found out as `attach --dry-run` does.
+/// Which mode is safe for the interfaces of the target, and why, found out as `attach --dry-run` does.
 fn attachable(target: &Target, engine: Result<Engine>) -> Vec<Finding> {
     const CHECK: &str = "target";
     if let (Target::Container(_), Err(_)) = (target, &engine) {
@@ -415,22 +444,79 @@ fn attachable(target: &Target, engine: Result<Engine>) -> Vec<Finding> {
         )];
     }
     let check = || -> Result<Vec<Finding>> {
-        let (netns, workload) = Opener::with(engine.ok()).open(target, Say::new(true))?;
+        let (netns, _) = Opener::with(engine.ok()).open(target, Say::new(true))?;
         let others = other_filters(Ok(&netns), "inside the target");
-        let found = match Plan::new(&host()?, &netns, workload).check() {
-            Ok(plan) => Finding::ok(
+        let all = nvnet::survey(&host()?, &netns)
+            .map_err(|error| net(format!("cannot look at {target}"), &error))?;
+        let usable = |one: &&Survey| one.attached.is_some() || one.advice().is_some();
+        let count = all.iter().filter(usable).count();
+        let mut findings = Vec::new();
+        findings.push(if count > 0 {
+            let all = all.len();
+            Finding::ok(
                 CHECK,
-                format!("{target} can be attached, in {} steps", plan.steps().len()),
-            ),
-            Err(nvnet::Error::AlreadyAttached { interface, id, .. }) => Finding::ok(
+                format!("{count} of {all} interfaces of {target} can be attached, or are"),
+            )
+        } else {
+            Finding::fail(
                 CHECK,
-                format!("{interface} of {target} is attached (id {id})"),
-            ),
-            Err(error) => return Err(net(format!("{target} cannot be attached"), &error)),
-        };
-        Ok(vec![found, others])
+                format!("no interface of {target} can be attached"),
+                "give it an Ethernet interface, or do what is told below",
+            )
+        });
+        findings.extend(all.iter().map(|one| surveyed(target, one)));
+        findings.push(others);
+        Ok(findings)
     };
     check().unwrap_or_else(|error| vec![Finding::error(Verdict::Fail, CHECK, &error)])
+}
+
+/// One interface: what can be done, what cannot, what is to be known, and the command.
+fn surveyed(target: &Target, one: &Survey) -> Finding {
+    const CHECK: &str = "interface";
+    let name = &one.interface;
+    let advice = one.advice().filter(|_| one.attached.is_none());
+    let modes = match &one.attached {
+        Some((id, mode)) => vec![format!("attached, {mode} (id {id})")],
+        None => vec![
+            match &one.inline {
+                Ok(()) => "inline is safe".to_owned(),
+                Err(why) => format!("not inline: {why}"),
+            },
+            match &one.mirror {
+                Ok(at) if at == name => "mirror is safe, by rules on itself".to_owned(),
+                Ok(at) => format!("mirror is safe, by rules on {at} of this host"),
+                Err(why) => format!("not mirror: {why}"),
+            },
+        ],
+    };
+    let remarks: Vec<String> = one.remarks.iter().map(|r| r.text.clone()).collect();
+    let found = [modes, remarks.clone()].concat().join("; ");
+    let found = format!("{name} ({}): {found}", one.kind);
+    let command = |mode: Mode| format!("nvcli attach {target} --interface {name} --mode {mode}");
+    let mut finding = match advice {
+        None if one.attached.is_some() => Finding::ok(CHECK, found),
+        None => Finding::warn(CHECK, found, "attach another interface of it"),
+        Some(Mode::Inline) if one.inline.is_ok() && one.is_up => Finding {
+            remedy: Some(command(Mode::Inline)),
+            ..Finding::ok(CHECK, found)
+        },
+        Some(mode) => Finding::warn(CHECK, found, command(mode)),
+    };
+    finding.surveyed = Some(Surveyed {
+        interface: name.clone(),
+        kind: one.kind.clone(),
+        is_up: one.is_up,
+        attached_as: one.attached.map(|(_, mode)| mode.to_string()),
+        inline_safe: one.inline.is_ok(),
+        inline_refused: one.inline.clone().err(),
+        mirror_safe: one.mirror.is_ok(),
+        mirror_refused: one.mirror.clone().err(),
+        mirrored_from: one.mirror.clone().ok(),
+        advice: advice.map(|mode| mode.to_string()),
+        remarks,
+    });
+    finding
 }
 
 fn print(findings: &[Finding], output: ListOutput) -> io::Result<()> {

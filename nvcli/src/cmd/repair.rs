@@ -8,6 +8,7 @@ use crate::args::{ListOutput, Repair};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::open::{host, net};
+use crate::orphan::Judge;
 use crate::signals::uninterrupted;
 
 #[derive(Serialize)]
@@ -19,7 +20,8 @@ struct Line<'a> {
 /// Repairs, and prints what was repaired.
 pub(crate) fn run(args: &Repair, say: Say) -> Result<()> {
     let host = host()?;
-    let repaired = uninterrupted(|| nvnet::repair(&host))
+    let judge = Judge::default();
+    let repaired = uninterrupted(|| nvnet::repair_with(&host, &|orphan| judge.fate(orphan)))
         .map_err(|error| net("cannot repair everything", &error))?;
     if repaired.is_empty() {
         say.note("nothing to repair");

@@ -27,6 +27,12 @@ pub enum Need {
     Nfdump,
     /// A Docker engine that answers, and a static busybox to make an image from.
     Docker,
+    /// Links of this kind.
+    Kind(&'static str),
+    /// TCX (Linux 6.6).
+    Tcx,
+    /// nft, as another tool's firewall.
+    Nft,
 }
 
 impl Need {
@@ -39,6 +45,9 @@ impl Need {
             Self::Tshark => "tshark",
             Self::Nfdump => "nfdump",
             Self::Docker => "docker",
+            Self::Kind(kind) => kind,
+            Self::Tcx => "tcx",
+            Self::Nft => "nft",
         }
     }
 
@@ -66,6 +75,29 @@ impl Need {
             Self::Tcpdump => tool("tcpdump", &["--version"]),
             Self::Tshark => tool("tshark", &["--version"]),
             Self::Nfdump => tool("nfdump", &["-V"]).and_then(|()| tool("nfcapd", &["-V"])),
+            Self::Kind(kind) => {
+                let lab = nvnet::lab::Lab::new(&["probe"]).map_err(|error| error.to_string())?;
+                let (on, what) = match kind {
+                    "bond" => ("", kind),
+                    "vxlan" => ("", "vxlan id 5 dstport 4789"),
+                    "vlan" => ("link eth0", "vlan id 5"),
+                    _ => ("link eth0", kind),
+                };
+                let made = sh_in(
+                    &lab.containers[0].netns,
+                    &format!("ip link add {on} name probe0 type {what}"),
+                );
+                made.map(drop)
+                    .map_err(|e| e.message().unwrap_or_default().to_owned())
+            }
+            Self::Tcx => {
+                let lab = nvnet::lab::Lab::new(&["probe"]).map_err(|error| error.to_string())?;
+                nvnet::lab::attach_tcx(&lab.host, "lab-br", true).map_err(|error| {
+                    std::error::Error::source(&error)
+                        .map_or_else(|| error.to_string(), ToString::to_string)
+                })
+            }
+            Self::Nft => tool("nft", &["--version"]),
             Self::Docker => tool("docker", &["version"]).and_then(|()| tool("busybox", &["true"])),
         }
     }
