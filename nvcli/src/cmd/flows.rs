@@ -17,7 +17,7 @@ use nvnet::BRIDGE;
 use crate::args::{Flows, RecordOutput, SortKey};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
-use crate::export::{self, Export, Pace, Stage};
+use crate::export::{self, Export, Pace, Stage, Totals};
 use crate::expression::{self, OfFiles};
 use crate::names::Names;
 use crate::open::{host, net};
@@ -380,6 +380,7 @@ fn files(
     }
     out.finish(say)
         .map_err(|source| CliError::output(&source))?;
+    out.stage.totals(Totals::new(&meter.stats(), &totals));
     let exported = export::told(say, &out.stage.finish());
     if args.stats {
         account(say, meter, &totals, began.elapsed());
@@ -538,8 +539,9 @@ fn live(
     }
     out.finish(say)
         .map_err(|source| CliError::output(&source))?;
-    let exported = export::told(say, &out.stage.finish());
     let totals = ring.stats().unwrap_or_default();
+    out.stage.totals(Totals::new(&meter.stats(), &totals));
+    let exported = export::told(say, &out.stage.finish());
     account(say, meter, &totals, began.elapsed());
     if let Some(gone) = gone {
         say.warn(format_args!(
@@ -600,7 +602,9 @@ fn metering(
                 tracing::warn!("cannot read what is attached: {error}");
             }
         }
-        draw(ring, meter, out).map_err(output)?;
+        let source = ring.stats().unwrap_or_default();
+        out.stage.totals(Totals::new(&meter.stats(), &source));
+        draw(&source, meter, out).map_err(output)?;
         out.flush().map_err(output)?;
         if !stopped && (interrupt.is_asked() || until.is_some_and(|until| now >= until)) {
             ring.stop().map_err(|error| {
@@ -620,14 +624,13 @@ pub(crate) fn frame_clock() -> Timestamp {
     Timestamp::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
-fn draw(ring: &mut Ring, meter: &Meter, out: &mut Output<'_>) -> io::Result<()> {
+fn draw(source: &SourceStats, meter: &Meter, out: &mut Output<'_>) -> io::Result<()> {
     let To::Watch(watch) = &mut out.to else {
         return Ok(());
     };
     if !watch.is_due() {
         return Ok(());
     }
-    let source = ring.stats().unwrap_or_default();
     let metered = meter.stats();
     let attached = out.names.as_ref().map_or(0, |names| names.attached().len());
     let before = format!("nvcli: {attached} interfaces, ");

@@ -49,6 +49,26 @@ pub(crate) struct ExportConfig {
     pub(crate) template_interval: Option<Time>,
     /// `ipfix` over UDP: after how many messages templates are sent again.
     pub(crate) template_messages: Option<Count>,
+    /// `prometheus`: workloads and protocols that are told apart, at most.
+    pub(crate) series: Option<Count>,
+    /// `nats`: who we are.
+    pub(crate) user: Option<String>,
+    /// `nats`: the user's password.
+    pub(crate) password: Option<String>,
+    /// `nats`: what is said instead of a user.
+    pub(crate) token: Option<String>,
+    /// `nats`: what subjects begin with.
+    pub(crate) subject: Option<String>,
+    /// `nats`: what subjects call this host.
+    pub(crate) host: Option<String>,
+    /// `nats`: the stream.
+    pub(crate) stream: Option<String>,
+    /// `nats`: whether a stream that is not there is made.
+    pub(crate) create: Option<Flag>,
+    /// `nats`: a directory for what is sent while the broker is away.
+    pub(crate) spool: Option<PathBuf>,
+    /// `nats`: octets of it, at most.
+    pub(crate) spool_size: Option<Size>,
 }
 
 /// What kind of exporter.
@@ -63,6 +83,10 @@ pub(crate) enum Kind {
     Unix,
     /// IPFIX messages.
     Ipfix,
+    /// Sums for Prometheus to fetch.
+    Prometheus,
+    /// JSON to NATS JetStream.
+    Nats,
 }
 
 impl Kind {
@@ -73,6 +97,8 @@ impl Kind {
             Self::Stdout => "stdout",
             Self::Unix => "unix",
             Self::Ipfix => "ipfix",
+            Self::Prometheus => "prometheus",
+            Self::Nats => "nats",
         }
     }
 }
@@ -140,6 +166,10 @@ pub(crate) enum To {
     Unix(PathBuf),
     /// See [`Kind::Ipfix`].
     Ipfix(IpfixTo),
+    /// See [`Kind::Prometheus`].
+    Prometheus(PrometheusTo),
+    /// See [`Kind::Nats`].
+    Nats(NatsTo),
 }
 
 /// A file, and when the next one is begun.
@@ -178,6 +208,52 @@ pub(crate) struct IpfixTo {
     pub(crate) template_messages: u32,
 }
 
+/// Where Prometheus fetches.
+#[derive(Clone, Debug)]
+pub(crate) struct PrometheusTo {
+    /// Where to listen: host and port.
+    pub(crate) address: String,
+    /// Workloads and protocols that are told apart, at most.
+    pub(crate) series: usize,
+}
+
+/// A broker of NATS with JetStream.
+#[derive(Clone)]
+pub(crate) struct NatsTo {
+    /// Host and port.
+    pub(crate) address: String,
+    /// Who we are.
+    pub(crate) user: Option<String>,
+    /// The user's password.
+    pub(crate) password: Option<String>,
+    /// What is said instead of a user.
+    pub(crate) token: Option<String>,
+    /// What subjects begin with.
+    pub(crate) subject: String,
+    /// What subjects call this host; its own name where nothing is said.
+    pub(crate) host: Option<String>,
+    /// The stream.
+    pub(crate) stream: String,
+    /// Whether a stream that is not there is made.
+    pub(crate) create: bool,
+    /// A directory for what is sent while the broker is away.
+    pub(crate) spool: Option<PathBuf>,
+    /// Octets of it, at most.
+    pub(crate) spool_size: u64,
+}
+
+impl fmt::Debug for NatsTo {
+    /// Without what is secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsTo")
+            .field("address", &self.address)
+            .field("subject", &self.subject)
+            .field("stream", &self.stream)
+            .field("spool", &self.spool)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Octets of the headers that a datagram has in front of its payload, at most: IPv6 and UDP.
 const UDP_HEADERS: u64 = 48;
 
@@ -190,6 +266,11 @@ impl ExportConfig {
             Kind::Stdout => To::Stdout,
             Kind::Unix => To::Unix(self.needed_path()?),
             Kind::Ipfix => To::Ipfix(self.ipfix()?),
+            Kind::Prometheus => To::Prometheus(PrometheusTo {
+                address: self.needed_address(9464)?,
+                series: between("series", self.series.map(|n| n.0), 1_000, 1, 1_000_000)? as usize,
+            }),
+            Kind::Nats => To::Nats(self.nats()?),
         };
         let name = match (&self.name, &to) {
             (Some(name), _) if name.is_empty() => return wrong("name", "it is empty"),
@@ -201,25 +282,46 @@ impl ExportConfig {
                 Transport::Udp => format!("ipfix+udp://{}", to.address),
                 Transport::Tcp => format!("ipfix+tcp://{}", to.address),
             },
+            (None, To::Prometheus(to)) => format!("prometheus://{}", to.address),
+            (None, To::Nats(to)) => format!("nats://{}", to.address),
+        };
+        // Nobody has to fetch the last sums.
+        let flush = match self.kind {
+            Kind::Prometheus => Duration::ZERO,
+            _ => Duration::from_secs(5),
         };
         Ok(Export {
             name,
             kind: self.kind,
             queue: between("queue", self.queue.map(|n| n.0), 16_384, 1, 10_000_000)? as usize,
-            flush: self.flush.map_or(Duration::from_secs(5), |time| time.0),
+            flush: self.flush.map_or(flush, |time| time.0),
             to,
         })
     }
 
     /// No field that this kind does not look at.
     fn only_its_own(&self) -> Result<(), ConfigError> {
-        use Kind::{File, Ipfix, Unix};
-        let given: [(&'static str, bool, &[Kind]); 13] = [
+        use Kind::{File, Ipfix, Nats, Prometheus, Unix};
+        let given: [(&'static str, bool, &[Kind]); 23] = [
             ("path", self.path.is_some(), &[File, Unix]),
             ("max-size", self.max_size.is_some(), &[File]),
             ("max-age", self.max_age.is_some(), &[File]),
             ("keep", self.keep.is_some(), &[File]),
-            ("address", self.address.is_some(), &[Ipfix]),
+            (
+                "address",
+                self.address.is_some(),
+                &[Ipfix, Prometheus, Nats],
+            ),
+            ("series", self.series.is_some(), &[Prometheus]),
+            ("user", self.user.is_some(), &[Nats]),
+            ("password", self.password.is_some(), &[Nats]),
+            ("token", self.token.is_some(), &[Nats]),
+            ("subject", self.subject.is_some(), &[Nats]),
+            ("host", self.host.is_some(), &[Nats]),
+            ("stream", self.stream.is_some(), &[Nats]),
+            ("create", self.create.is_some(), &[Nats]),
+            ("spool", self.spool.is_some(), &[Nats]),
+            ("spool-size", self.spool_size.is_some(), &[Nats]),
             ("transport", self.transport.is_some(), &[Ipfix]),
             ("domain", self.domain.is_some(), &[Ipfix]),
             ("enterprise", self.enterprise.is_some(), &[Ipfix]),
@@ -329,6 +431,56 @@ impl ExportConfig {
     }
 }
 
+impl ExportConfig {
+    fn nats(&self) -> Result<NatsTo, ConfigError> {
+        if self.token.is_some() && self.user.is_some() {
+            return wrong("token", "a user is said already");
+        }
+        if self.password.is_some() && self.user.is_none() {
+            return wrong("password", "it is of use with a user only");
+        }
+        if self.spool_size.is_some() && self.spool.is_none() {
+            return wrong("spool-size", "it is of use with a spool only");
+        }
+        let bad = |c: char| c.is_whitespace() || c.is_control() || "*>".contains(c);
+        let subject = self
+            .subject
+            .clone()
+            .unwrap_or_else(|| "nvcli.flows".to_owned());
+        if subject
+            .split('.')
+            .any(|token| token.is_empty() || token.contains(bad))
+        {
+            return wrong(
+                "subject",
+                format!("`{subject}` is no row of words with dots between them"),
+            );
+        }
+        let stream = self.stream.clone().unwrap_or_else(|| "nvcli".to_owned());
+        if stream.is_empty() || stream.contains(|c: char| bad(c) || "./\\".contains(c)) {
+            return wrong("stream", format!("`{stream}` is no name of a stream"));
+        }
+        Ok(NatsTo {
+            address: self.needed_address(4222)?,
+            user: self.user.clone(),
+            password: self.password.clone(),
+            token: self.token.clone(),
+            subject,
+            host: self.host.clone(),
+            stream,
+            create: self.create.is_none_or(|flag| flag.0),
+            spool: self.spool.clone(),
+            spool_size: between(
+                "spool-size",
+                self.spool_size.map(|size| size.0),
+                256 << 20,
+                64 << 10,
+                u64::MAX,
+            )?,
+        })
+    }
+}
+
 fn between(
     field: &'static str,
     given: Option<u64>,
@@ -396,10 +548,27 @@ impl FromStr for ExportConfig {
                 put("transport", &scheme["ipfix+".len()..]);
                 put("address", &decoded(authority())?);
             }
+            "prometheus" => {
+                put("kind", scheme);
+                put("address", &decoded(authority())?);
+            }
+            "nats" => {
+                put("kind", scheme);
+                let (who, address) = authority().rsplit_once('@').unwrap_or(("", authority()));
+                match who.split_once(':') {
+                    Some((user, password)) => {
+                        put("user", &decoded(user)?);
+                        put("password", &decoded(password)?);
+                    }
+                    None if !who.is_empty() => put("token", &decoded(who)?),
+                    None => {}
+                }
+                put("address", &decoded(address)?);
+            }
             _ => {
                 return wrong(
                     "",
-                    "file:PATH, stdout, unix:PATH, ipfix+udp://HOST:PORT or ipfix+tcp://HOST:PORT is needed",
+                    "file:PATH, stdout, unix:PATH, ipfix+udp://HOST:PORT, ipfix+tcp://HOST:PORT, prometheus://HOST:PORT or nats://HOST:PORT is needed",
                 );
             }
         }
@@ -617,6 +786,27 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_in_no_name() {
+        let export =
+            checked("nats://me:s%40cret@broker?spool=/var/spool/nvcli&create=false&subject=a.b")
+                .expect("right");
+        assert!(!format!("{export:?}").contains("s@cret"));
+        assert_eq!(export.name, "nats://broker:4222");
+        let To::Nats(to) = export.to else {
+            panic!("{export:?}")
+        };
+        assert_eq!(
+            (to.user.as_deref(), to.password.as_deref()),
+            (Some("me"), Some("s@cret"))
+        );
+        assert_eq!((to.subject.as_str(), to.create), ("a.b", false));
+        let To::Nats(to) = checked("nats://t0ken@broker").expect("right").to else {
+            panic!()
+        };
+        assert_eq!((to.token.as_deref(), to.user), (Some("t0ken"), None));
+    }
+
+    #[test]
     fn numbers_may_be_numbers() {
         let config = serde_json::json!({
             "kind": "ipfix", "address": "collector", "transport": "tcp", "queue": 5, "flush": "2s",
@@ -657,6 +847,17 @@ mod tests {
                 "enterprise: it must be at least 1",
             ),
             ("ipfix+udp://a?types=no", "`no` is neither true nor false"),
+            (
+                "nats://a?subject=a..b",
+                "subject: `a..b` is no row of words",
+            ),
+            ("nats://a?stream=a.b", "stream: `a.b` is no name"),
+            (
+                "nats://a?spool-size=1MiB",
+                "spool-size: it is of use with a spool only",
+            ),
+            ("nats://u:p@a?token=x", "token: a user is said already"),
+            ("prometheus://a?series=0", "series: it must be at least 1"),
             ("stdout?queue=0", "queue: it must be at least 1"),
             ("stdout?name=", "name: it is empty"),
         ] {

@@ -184,7 +184,11 @@ impl Exporter for File {
         !self.pending.is_empty()
     }
 
-    fn close(&mut self, _lane: &Lane) -> Result<(), Trouble> {
+    fn close(
+        &mut self,
+        _records: &mut VecDeque<Arc<FlowRecord>>,
+        _lane: &Lane,
+    ) -> Result<(), Trouble> {
         let Some(open) = &self.open else {
             return Ok(());
         };

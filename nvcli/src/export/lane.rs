@@ -16,6 +16,8 @@ use crate::escape;
 const BATCH: usize = 1_024;
 /// How long the first record of a batch waits for more.
 const GATHER: Duration = Duration::from_millis(100);
+/// With [`Pace::Wait`], how long an exporter that gets nowhere is waited for at least.
+const SHORTEST: Duration = Duration::from_secs(1);
 /// How often an exporter is called when nothing happens.
 pub(super) const TICK: Duration = Duration::from_millis(250);
 
@@ -59,6 +61,8 @@ pub(crate) struct ExporterStats {
     pub(crate) octets: u64,
     /// Records that wait.
     pub(crate) waiting: u64,
+    /// Records on disk that are for the next run if this one does not deliver them.
+    pub(crate) kept: u64,
     /// Records that were lost, by cause.
     pub(crate) lost: LostRecords,
     /// Times the connection was made anew, or a file begun.
@@ -97,6 +101,11 @@ impl Trouble {
     pub(super) fn new(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
         Self(format!("{what}: {why}"))
     }
+
+    /// As it is told.
+    pub(super) fn why(&self) -> &str {
+        &self.0
+    }
 }
 
 /// Delivers records.
@@ -115,8 +124,12 @@ pub(super) trait Exporter: Send {
         false
     }
 
-    /// Nothing will come any more.
-    fn close(&mut self, _lane: &Lane) -> Result<(), Trouble> {
+    /// Nothing will come any more; `records` were not taken when the time was over.
+    fn close(
+        &mut self,
+        _records: &mut VecDeque<Arc<FlowRecord>>,
+        _lane: &Lane,
+    ) -> Result<(), Trouble> {
         Ok(())
     }
 }
@@ -149,6 +162,7 @@ pub(super) struct Lane {
     exported: AtomicU64,
     octets: AtomicU64,
     lost: [AtomicU64; 4],
+    kept: AtomicU64,
     connects: AtomicU64,
     connected: AtomicBool,
     last_error: Mutex<Option<String>>,
@@ -172,6 +186,7 @@ impl Lane {
             exported: AtomicU64::new(0),
             octets: AtomicU64::new(0),
             lost: Default::default(),
+            kept: AtomicU64::new(0),
             connects: AtomicU64::new(0),
             connected: AtomicBool::new(false),
             last_error: Mutex::default(),
@@ -205,7 +220,7 @@ impl Lane {
             let (before, since) = *queue.progress.get_or_insert((settled, Instant::now()));
             if settled > before {
                 queue.progress = None;
-            } else if since.elapsed() >= self.flush {
+            } else if since.elapsed() >= self.flush.max(SHORTEST) {
                 break;
             }
             queue = self
@@ -220,7 +235,7 @@ impl Lane {
     fn settled(&self) -> u64 {
         let lost: u64 = self.lost.iter().map(|n| n.load(Ordering::Relaxed)).sum();
         // What was lost to a full queue was not the exporter's doing.
-        self.exported.load(Ordering::Relaxed) + lost
+        self.exported.load(Ordering::Relaxed) + self.kept.load(Ordering::Relaxed) + lost
             - self.lost[Lost::QueueFull as usize].load(Ordering::Relaxed)
     }
 
@@ -320,6 +335,16 @@ impl Lane {
         self.octets.fetch_add(octets as u64, Ordering::Relaxed);
     }
 
+    /// Records of an earlier run were found on disk.
+    pub(super) fn recovered(&self, records: u64) {
+        self.offered.fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// So many records are on disk.
+    pub(super) fn kept(&self, records: u64) {
+        self.kept.store(records, Ordering::Relaxed);
+    }
+
     /// `records` were lost.
     pub(super) fn lost(&self, cause: Lost, records: u64) {
         self.lost[cause as usize].fetch_add(records, Ordering::Relaxed);
@@ -356,6 +381,7 @@ impl Lane {
             too_large: lost(Lost::TooLarge),
         };
         let exported = self.exported.load(Ordering::Relaxed);
+        let kept = self.kept.load(Ordering::Relaxed);
         // Read last, so that it is never less than its parts.
         let offered = self.offered.load(Ordering::Relaxed);
         ExporterStats {
@@ -365,7 +391,8 @@ impl Lane {
             offered,
             exported,
             octets: self.octets.load(Ordering::Relaxed),
-            waiting: offered.saturating_sub(exported + lost.total()),
+            waiting: offered.saturating_sub(exported + lost.total() + kept),
+            kept,
             lost,
             connects: self.connects.load(Ordering::Relaxed),
             last_error: lock(&self.last_error).clone(),
@@ -418,7 +445,8 @@ pub(super) fn run(mut exporter: Box<dyn Exporter>, lane: &Lane) {
             break;
         }
     }
-    if let Err(Trouble(why)) = exporter.close(lane) {
+    batch.append(&mut lock(&lane.queue).records);
+    if let Err(Trouble(why)) = exporter.close(&mut batch, lane) {
         lane.failed(&why);
     }
 }

@@ -10,13 +10,16 @@ mod file;
 mod ipfix;
 mod lane;
 mod lines;
+mod nats;
+mod prometheus;
 mod stream;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nvflow::FlowRecord;
+use nvcapture::SourceStats;
+use nvflow::{FlowRecord, MeterStats};
 
 use crate::exit::{CliError, Result, Say};
 use crate::render::text::{count, grouped};
@@ -35,9 +38,48 @@ impl Export {
 /// After its deadline an exporter's thread is given this long to notice, before it is left alone.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// What became of frames and connections, for the exporters that tell it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    /// Frames metered.
+    pub(crate) metered: u64,
+    /// Frames without IP.
+    pub(crate) not_ip: u64,
+    /// Frames that could not be read.
+    pub(crate) unparsed: u64,
+    /// Frames of connections that there was no room for.
+    pub(crate) refused: u64,
+    /// Frames the kernel had no room for.
+    pub(crate) dropped: u64,
+    /// Connections seen.
+    pub(crate) connections: u64,
+    /// Connections that had to leave the table.
+    pub(crate) evicted: u64,
+}
+
+impl Totals {
+    /// Of a meter, and of what feeds it.
+    pub(crate) const fn new(meter: &MeterStats, source: &SourceStats) -> Self {
+        Self {
+            metered: meter.metered,
+            not_ip: meter.not_ip,
+            unparsed: meter.unparsed,
+            refused: meter.refused,
+            dropped: source.dropped,
+            connections: meter.opened,
+            evicted: meter.evicted_ended + meter.evicted_embryonic + meter.evicted_idle,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// All exporters of a run.
 #[derive(Debug)]
 pub(crate) struct Stage {
+    totals: Arc<Mutex<Totals>>,
     lanes: Vec<(Arc<Lane>, Option<JoinHandle<()>>)>,
     pace: Pace,
 }
@@ -48,9 +90,11 @@ impl Stage {
     /// What this machine refuses, such as a file that cannot be written, is an error; a collector that does not answer is not, since it may later.
     pub(crate) fn start(exports: &[Export], pace: Pace) -> Result<Self> {
         let mut stage = Self {
+            totals: Arc::default(),
             lanes: Vec::new(),
             pace,
         };
+        let all = Arc::new(OnceLock::new());
         for export in exports {
             let lane = Arc::new(Lane::new(export));
             let exporter: Box<dyn lane::Exporter> = match &export.to {
@@ -62,6 +106,21 @@ impl Stage {
                 To::Stdout => Box::new(lines::Lines::new(stream::Stdout)),
                 To::Unix(path) => Box::new(lines::Lines::new(stream::Unix(path.clone()))),
                 To::Ipfix(to) => ipfix::exporter(to),
+                To::Prometheus(to) => {
+                    let (totals, all) = (Arc::clone(&stage.totals), Arc::clone(&all));
+                    let started = prometheus::Prometheus::start(to, totals, all);
+                    Box::new(started.map_err(|source| {
+                        CliError::new(format!("cannot listen at {}", to.address))
+                            .because(source)
+                            .remedy("an address of this machine and a port that nobody has")
+                    })?)
+                }
+                To::Nats(to) => Box::new(nats::Nats::open(to).map_err(|source| {
+                    let directory = to.spool.as_deref().unwrap_or(std::path::Path::new(""));
+                    CliError::new(format!("cannot use the buffer {}", directory.display()))
+                        .because(source)
+                        .remedy("a directory that can be written, for each exporter one of its own")
+                })?),
             };
             let its = Arc::clone(&lane);
             let thread = thread::Builder::new()
@@ -73,7 +132,14 @@ impl Stage {
                 })?;
             stage.lanes.push((lane, Some(thread)));
         }
+        let lanes = stage.lanes.iter().map(|(lane, _)| Arc::clone(lane));
+        all.get_or_init(|| lanes.collect());
         Ok(stage)
+    }
+
+    /// Tells the exporters that pass it on what became of frames and connections.
+    pub(crate) fn totals(&self, totals: Totals) {
+        *lock(&self.totals) = totals;
     }
 
     /// Offers a record to every exporter.
@@ -137,6 +203,13 @@ pub(crate) fn told(say: Say, exporters: &[ExporterStats]) -> Result<()> {
             crate::escape::text(&exporter.name),
             count(exporter.octets),
         ));
+        if exporter.kept > 0 {
+            say.note(format_args!(
+                "{} records for {} wait on disk for the next run",
+                grouped(exporter.kept),
+                crate::escape::text(&exporter.name),
+            ));
+        }
         if exporter.lost.total() == 0 {
             continue;
         }

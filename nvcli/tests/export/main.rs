@@ -3,11 +3,12 @@
 #[path = "../../../nvnet/tests/common/mod.rs"]
 mod common;
 mod decode;
+mod nats;
 mod traffic;
 
-use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -39,9 +40,38 @@ fn main() {
             &[Need::Netns],
             a_full_disk_is_survived,
         ),
+        privileged(
+            "prometheus_scrapes_the_sums",
+            &[Need::Prometheus],
+            prometheus_scrapes_the_sums,
+        ),
     ];
+    for (name, test) in [
+        (
+            "a_nats_consumer_gets_every_record",
+            a_nats_consumer_gets_every_record as fn() -> Result<(), Failed>,
+        ),
+        (
+            "a_broker_that_is_killed_in_the_middle_gets_every_record",
+            a_broker_that_is_killed_in_the_middle_gets_every_record,
+        ),
+        (
+            "records_wait_on_disk_for_a_broker",
+            records_wait_on_disk_for_a_broker,
+        ),
+    ] {
+        trials.push(privileged(name, &[Need::Nats], test));
+    }
     type Plain = (&'static str, fn() -> Result<(), Failed>);
-    let plain: [Plain; 8] = [
+    let plain: [Plain; 10] = [
+        (
+            "metrics_are_served_to_whoever_asks_properly",
+            metrics_are_served_to_whoever_asks_properly,
+        ),
+        (
+            "a_broker_that_is_away_costs_what_the_buffer_cannot_hold",
+            a_broker_that_is_away_costs_what_the_buffer_cannot_hold,
+        ),
         (
             "files_and_standard_output_hold_what_is_shown",
             files_and_standard_output_hold_what_is_shown,
@@ -868,4 +898,273 @@ fn what_cannot_be_followed_is_told() -> Result<(), Failed> {
         ensure(said.contains(told), format!("{exports:?}: {said}"))?;
     }
     Ok(())
+}
+
+/// An answer to GET.
+fn get(port: u16, path: &str) -> Result<String, Failed> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP")?;
+    ensure(head.contains(" 200 "), head)?;
+    Ok(body.to_owned())
+}
+
+/// A port of TCP that nobody has.
+fn free_tcp_port() -> Result<u16, Failed> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn prometheus_scrapes_the_sums() -> Result<(), Failed> {
+    let fixture = Fixture::new(700)?;
+    let (ours, theirs) = (free_tcp_port()?, free_tcp_port()?);
+    let config = fixture.path("prometheus.yml");
+    std::fs::write(
+        &config,
+        format!(
+            "scrape_configs:\n- job_name: nvcli\n  scrape_interval: 1s\n  static_configs:\n  - targets: ['127.0.0.1:{ours}']\n"
+        ),
+    )?;
+    let mut command = Command::new("prometheus");
+    command
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!(
+            "--storage.tsdb.path={}",
+            fixture.path("tsdb").display()
+        ))
+        .arg(format!("--web.listen-address=127.0.0.1:{theirs}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let _prometheus = Running::start(command)?;
+    until(
+        "Prometheus is ready",
+        || Ok(get(theirs, "/-/ready").is_ok()),
+    )?;
+    // It ends when somebody has fetched the sums of all records.
+    let shown = fixture.run(&[&format!("prometheus://127.0.0.1:{ours}?flush=60s")])?;
+
+    let query = |what: &str| -> Result<u64, Failed> {
+        // It is over: an instant query would find it gone.
+        let query = format!("sum(last_over_time({what}[1h]))");
+        let escaped: String = query.bytes().map(|octet| format!("%{octet:02X}")).collect();
+        let answer: Value =
+            serde_json::from_str(&get(theirs, &format!("/api/v1/query?query={escaped}"))?)?;
+        let value = answer["data"]["result"][0]["value"][1].as_str();
+        Ok(value.unwrap_or("0").parse()?)
+    };
+    until("the last sums are there", || {
+        Ok(query("nvcli_flow_records_total")? == shown.len() as u64)
+    })?;
+    for (number, protocol) in [
+        (6, "tcp"),
+        (17, "udp"),
+        (1, "icmp"),
+        (58, "icmp6"),
+        (47, "other"),
+    ] {
+        let of_it = || {
+            shown
+                .iter()
+                .filter(move |record| record["protocolIdentifier"].as_u64() == Some(number))
+        };
+        let sum = |key: &str| -> u64 { of_it().filter_map(|record| record[key].as_u64()).sum() };
+        ensure(of_it().count() > 0, format!("no {protocol}"))?;
+        for (metric, key, direction) in [
+            ("octets", "octetDeltaCount", "initiator"),
+            ("octets", "reverseOctetDeltaCount", "responder"),
+            ("packets", "packetDeltaCount", "initiator"),
+            ("packets", "reversePacketDeltaCount", "responder"),
+        ] {
+            let series = format!(
+                "nvcli_flow_{metric}_total{{protocol=\"{protocol}\",direction=\"{direction}\"}}"
+            );
+            same(&series, query(&series)?, sum(key))?;
+        }
+        let records = format!("nvcli_flow_records_total{{protocol=\"{protocol}\"}}");
+        same(&records, query(&records)?, of_it().count() as u64)?;
+    }
+    let exported = "nvcli_export_records_total{result=\"exported\"}";
+    same(exported, query(exported)?, shown.len() as u64)
+}
+
+fn metrics_are_served_to_whoever_asks_properly() -> Result<(), Failed> {
+    let fixture = Fixture::new(10)?;
+    let port = free_tcp_port()?;
+    let url = format!("prometheus://127.0.0.1:{port}?flush=60s");
+    let child = Running::start(fixture.command("none", &[&url]))?;
+    until("it listens", || Ok(get(port, "/").is_ok()))?;
+    let raw = |request: &str| -> Result<String, Failed> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.lines().next().unwrap_or_default().to_owned())
+    };
+    // Others that take their time do not keep anybody from being answered.
+    let _idle: Vec<TcpStream> = (0..8)
+        .map(|_| TcpStream::connect(("127.0.0.1", port)))
+        .collect::<Result<_, _>>()?;
+    same(
+        "POST",
+        raw("POST /metrics HTTP/1.0\r\n\r\n")?,
+        "HTTP/1.0 405 Method Not Allowed".to_owned(),
+    )?;
+    same(
+        "another path",
+        raw("GET /x HTTP/1.0\r\n\r\n")?,
+        "HTTP/1.0 404 Not Found".to_owned(),
+    )?;
+    let endless = format!("GET /metrics HTTP/1.1\r\nx: {}", "y".repeat(100_000));
+    // Refused while it still sends: the answer may be lost with the connection.
+    let refused = raw(&endless);
+    ensure(
+        !refused.is_ok_and(|line| line.contains(" 200 ")),
+        "an endless request was answered",
+    )?;
+    let metrics = get(port, "/metrics")?;
+    ensure(
+        metrics.contains("# TYPE nvcli_flow_octets_total counter\n"),
+        &metrics,
+    )?;
+    let output = child.output()?;
+    ensure(output.status.success(), text(&output.stderr))?;
+    // The port is taken: told at once.
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let url = format!("prometheus://{}", taken.local_addr()?);
+    let output = fixture.command("none", &[&url]).output()?;
+    same("exit code", output.status.code(), Some(1))?;
+    ensure(
+        text(&output.stderr).contains("cannot listen at"),
+        text(&output.stderr),
+    )
+}
+
+/// Bodies of the messages and lines that were shown, both in order of the alphabet.
+fn same_messages(messages: &BTreeMap<String, nats::Message>, lines: &str) -> Result<(), Failed> {
+    let mut bodies: Vec<&str> = messages.values().map(|message| &message.body[..]).collect();
+    let mut shown: Vec<&str> = lines.lines().collect();
+    bodies.sort_unstable();
+    shown.sort_unstable();
+    same("messages", bodies.len(), shown.len())?;
+    ensure(bodies == shown, "the messages are not what was shown")
+}
+
+fn a_nats_consumer_gets_every_record() -> Result<(), Failed> {
+    let fixture = Fixture::new(3_000)?;
+    let port = free_tcp_port()?;
+    let _broker = nats::broker(port, &fixture.path("store"))?;
+    let url = format!("nats://127.0.0.1:{port}?host=a.b&flush=50s");
+    let output = fixture.command("json", &[&url]).output()?;
+    ensure(output.status.success(), text(&output.stderr))?;
+    let messages = nats::Consumer::connect(port)?.all("nvcli")?;
+    same_messages(&messages, &text(&output.stdout))?;
+    let subject = &messages.values().next().ok_or("no message")?.subject;
+    same("subject", subject.as_str(), "nvcli.flows.a_b._")
+}
+
+fn a_broker_that_is_killed_in_the_middle_gets_every_record() -> Result<(), Failed> {
+    for with_spool in [true, false] {
+        let fixture = Fixture::new(20_000)?;
+        let (port, store) = (free_tcp_port()?, fixture.path("store"));
+        let mut broker = nats::broker(port, &store)?;
+        let mut url = format!("nats://127.0.0.1:{port}?flush=50s&queue=2000");
+        if with_spool {
+            url.push_str(&format!("&spool={}", fixture.path("spool").display()));
+        }
+        let child = Running::start(fixture.command("json", &[&url]))?;
+        let ended =
+            std::thread::spawn(move || child.output().map_err(|error| format!("{error:?}")));
+        let mut consumer = nats::Consumer::connect(port)?;
+        until("some have arrived", || Ok(consumer.count("nvcli")? > 500))?;
+        let is_over = ended.is_finished();
+        broker.0.kill()?;
+        broker.0.wait()?;
+        ensure(!is_over, "it was over before the broker was killed")?;
+        let _broker = nats::broker(port, &store)?;
+        let output = ended.join().map_err(|_| "the thread panicked")??;
+        ensure(output.status.success(), text(&output.stderr))?;
+        let said = text(&output.stderr);
+        ensure(said.contains("20,000 of 20,000 records exported"), &said)?;
+        let messages = nats::Consumer::connect(port)?.all("nvcli")?;
+        same_messages(&messages, &text(&output.stdout))?;
+    }
+    Ok(())
+}
+
+fn records_wait_on_disk_for_a_broker() -> Result<(), Failed> {
+    let fixture = Fixture::new(5_000)?;
+    let (port, spool) = (free_tcp_port()?, fixture.path("spool"));
+    let url = format!("nats://127.0.0.1:{port}?flush=1s&spool={}", spool.display());
+    // Nobody is there: nothing is lost.
+    let output = fixture.command("json", &[&url]).output()?;
+    let said = text(&output.stderr);
+    ensure(output.status.success(), &said)?;
+    ensure(said.contains("5,000 records for nats://"), &said)?;
+    // A second run is killed while it waits for the end.
+    let long = format!("nats://127.0.0.1:{port}?flush=1h&spool={}", spool.display());
+    let mut killed = Running::start(fixture.command("none", &[&long]))?;
+    let segments = || -> Result<u64, Failed> {
+        let entries: Vec<_> = std::fs::read_dir(&spool)?.collect::<Result<_, _>>()?;
+        Ok(entries
+            .iter()
+            .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+            .sum())
+    };
+    let before = segments()?;
+    until("it has written some", || {
+        Ok(segments()? > before + (1 << 20))
+    })?;
+    killed.0.kill()?;
+    killed.0.wait()?;
+    // The third finds a broker.
+    let _broker = nats::broker(port, &fixture.path("store"))?;
+    let last = fixture
+        .command("json", &[&url.replace("flush=1s", "flush=50s")])
+        .output()?;
+    ensure(last.status.success(), text(&last.stderr))?;
+    let messages = nats::Consumer::connect(port)?.all("nvcli")?;
+    let shown = text(&last.stdout);
+    let mut times: HashMap<&str, usize> = HashMap::new();
+    for message in messages.values() {
+        *times.entry(&message.body).or_default() += 1;
+    }
+    // Of the first and the last run all, of the killed one what had come to disk.
+    for line in shown.lines() {
+        let times = times.get(line).copied().unwrap_or(0);
+        ensure((2..=3).contains(&times), format!("{times} times: {line}"))?;
+    }
+    same("bodies", times.len(), shown.lines().count())?;
+    ensure(
+        messages.len() > 10_500,
+        format!("{} messages", messages.len()),
+    )?;
+    let left: Vec<_> = std::fs::read_dir(&spool)?.collect::<Result<_, _>>()?;
+    same("files left in the buffer, beside its lock", left.len(), 1)
+}
+
+fn a_broker_that_is_away_costs_what_the_buffer_cannot_hold() -> Result<(), Failed> {
+    let fixture = Fixture::new(5_000)?;
+    let port = free_tcp_port()?;
+    let spool = fixture.path("spool");
+    let url = format!(
+        "nats://127.0.0.1:{port}?queue=100&flush=1s&spool-size=100KiB&spool={}",
+        spool.display()
+    );
+    let output = fixture.command("none", &[&url]).output()?;
+    let said = text(&output.stderr);
+    same("exit code", output.status.code(), Some(1))?;
+    ensure(said.contains("it is full"), &said)?;
+    let number = |before: &str, after: &str| -> Option<u64> {
+        let line = said.lines().find(|line| line.contains(after))?;
+        let number = line.strip_prefix(before)?.split_once(after)?.0;
+        number.replace(',', "").parse().ok()
+    };
+    let kept = number("", " records for nats://").ok_or(&said[..])?;
+    let lost = number("error: ", " records were not exported").ok_or(&said[..])?;
+    same("kept and lost", kept + lost, 5_000)?;
+    ensure(kept > 50, &said)?;
+    ensure(kept * 700 < 150 << 10, &said)
 }

@@ -25,6 +25,10 @@ pub enum Need {
     Tshark,
     /// nfdump and its collector, as a reader of IPFIX that is not ours.
     Nfdump,
+    /// A Prometheus to be fetched by.
+    Prometheus,
+    /// A broker of NATS with JetStream.
+    Nats,
     /// A Docker engine that answers, and a static busybox to make an image from.
     Docker,
     /// Links of this kind.
@@ -44,6 +48,8 @@ impl Need {
             Self::Tcpdump => "tcpdump",
             Self::Tshark => "tshark",
             Self::Nfdump => "nfdump",
+            Self::Prometheus => "prometheus",
+            Self::Nats => "nats",
             Self::Docker => "docker",
             Self::Kind(kind) => kind,
             Self::Tcx => "tcx",
@@ -75,6 +81,8 @@ impl Need {
             Self::Tcpdump => tool("tcpdump", &["--version"]),
             Self::Tshark => tool("tshark", &["--version"]),
             Self::Nfdump => tool("nfdump", &["-V"]).and_then(|()| tool("nfcapd", &["-V"])),
+            Self::Prometheus => tool("prometheus", &["--version"]),
+            Self::Nats => tool("nats-server", &["--version"]),
             Self::Kind(kind) => {
                 let lab = nvnet::lab::Lab::new(&["probe"]).map_err(|error| error.to_string())?;
                 let (on, what) = match kind {
