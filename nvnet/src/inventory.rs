@@ -73,6 +73,15 @@ pub fn links(netns: &Netns) -> Result<Vec<Link>, Error> {
     link::all(&mut RouteSocket::open(netns)?)
 }
 
+/// How `host` numbers the namespace `of`; `None` when it has no number for it, as when no veth pair joins the two.
+///
+/// # Errors
+/// The namespace could not be entered.
+#[doc(alias = "RTM_GETNSID")]
+pub fn number_of(host: &Netns, of: &Netns) -> Result<Option<i32>, Error> {
+    nsid(&mut RouteSocket::open(host)?, of)
+}
+
 /// What is wrong with an attachment, looked at from inside its container too; `None` when it is whole.
 ///
 /// # Errors
@@ -429,6 +438,11 @@ impl Attachment {
     /// where the container's interface has no end on this host.
     pub fn has_pair(&self) -> bool {
         self.mode == Mode::Inline || self.record.inside.is_some()
+    }
+
+    /// The inode of the container's namespace: whether it is a certain one can be told without looking for it.
+    pub fn netns_inode(&self) -> u64 {
+        self.record.netns_ino
     }
 
     /// The container's namespace, wherever something still holds it open.

@@ -31,6 +31,7 @@ mod attr;
 mod bpf;
 mod diag;
 mod error;
+mod events;
 mod features;
 mod identity;
 mod ids;
@@ -51,6 +52,7 @@ mod tc;
 
 pub use attach::{CheckedPlan, Plan, Step, detach, detach_observed};
 pub use error::Error;
+pub use events::{LinkEvent, LinkEvents, LinkNews};
 pub use features::{Features, Probe};
 pub use ids::{
     AttachmentId, BRIDGE, EX_PREFIX, GROUP, MAC_PREFIX, MacAddr, Mode, PORT_PREFIX, TAP_PREFIX,
@@ -58,7 +60,7 @@ pub use ids::{
 };
 pub use inventory::{
     Attachment, Fate, ForeignFilter, Health, Orphan, Repaired, foreign_filters, inspect, links,
-    list, repair, repair_target, repair_with,
+    list, number_of, repair, repair_target, repair_with,
 };
 pub use link::{Link, LinkStats};
 pub use netns::{Netns, NetnsId};

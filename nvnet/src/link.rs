@@ -210,6 +210,11 @@ impl Link {
     }
 }
 
+/// The link that the body of a message tells of.
+pub(crate) fn parse(body: &[u8]) -> Option<Link> {
+    Link::parse(body)
+}
+
 /// All links of the socket's namespace.
 pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<Link>, Error> {
     let answers = socket.dump(&Request::raw(

@@ -176,7 +176,10 @@ impl Session {
     }
 
     /// Deletes what was made for nothing: ports that no record was written for, a bridge that nothing uses.
-    pub(crate) fn sweep(&mut self) -> Result<Vec<Repaired>, Error> {
+    ///
+    /// # Errors
+    /// The kernel refused, or its lists could not be read.
+    pub fn sweep(&mut self) -> Result<Vec<Repaired>, Error> {
         let mut swept = Vec::new();
         for (index, name) in std::mem::take(&mut self.strays) {
             self.host.send(link::delete(index, &name))?;

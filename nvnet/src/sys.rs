@@ -1,4 +1,4 @@
-//! The system calls that no crate types: `bpf(2)`, the namespace ioctl, and packet sockets by number. All `unsafe` of this crate is here.
+//! The system calls that no crate types: `bpf(2)`, the namespace ioctl, packet sockets by number, and whose news a datagram of netlink is. All `unsafe` of this crate is here.
 #![allow(
     unsafe_code,
     reason = "system calls without a safe wrapper; each block says why it is sound"
@@ -262,4 +262,50 @@ pub(crate) fn packet_socket(link: u32, filter: &[libc::sock_filter]) -> io::Resu
         )
     })?;
     Ok(socket)
+}
+
+/// `NETLINK_LISTEN_ALL_NSID` of include/uapi/linux/netlink.h.
+const NETLINK_LISTEN_ALL_NSID: c_int = 8;
+
+/// Receives a datagram, and the number of the namespace that it tells of, where that is not the socket's own.
+///
+/// # Errors
+/// `EAGAIN` when there is none, `ENOBUFS` when some were lost.
+pub(crate) fn receive_with_nsid(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Option<i32>)> {
+    /// Aligned as `struct cmsghdr` has to be.
+    #[repr(C, align(8))]
+    struct Control([u8; 64]);
+    let mut control = Control([0; 64]);
+    let mut part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: a C structure of numbers and pointers, for which all zeroes are a value; field by field it cannot be made, since some
+    // C libraries have private padding in it.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    // SAFETY: the kernel writes into `buffer` and `control` no more than the lengths given, and into `message`; all three outlive the call.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let mut netns = None;
+    // SAFETY: `message` is what recvmsg(2) left, and its control buffer is still there.
+    let mut at = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !at.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give null or a whole, aligned header inside the control buffer.
+        let header = unsafe { at.read() };
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_NETLINK, NETLINK_LISTEN_ALL_NSID) {
+            // SAFETY: the kernel puts an int behind this header (net/netlink/af_netlink.c, netlink_cmsg_listen_all_nsid), and 64
+            // octets of control hold both whole; alignment is not relied on.
+            netns = Some(unsafe { libc::CMSG_DATA(at).cast::<c_int>().read_unaligned() });
+        }
+        // SAFETY: as for CMSG_FIRSTHDR; `at` is inside the control buffer.
+        at = unsafe { libc::CMSG_NXTHDR(&raw const message, at) };
+    }
+    Ok((length, netns))
 }

@@ -93,6 +93,10 @@ fn main() {
     );
     let mut add = |name, test: fn() -> Result<(), Failed>| trials.push(privileged(name, ALL, test));
     add(
+        "links_of_every_namespace_are_told_of",
+        links_of_every_namespace_are_told_of,
+    );
+    add(
         "the_container_is_untouched_in_mirror_mode",
         the_container_is_untouched_in_mirror_mode,
     );
@@ -1432,4 +1436,38 @@ fn a_missing_privilege_is_told() -> Result<(), Failed> {
         output.status.success() && said.contains("run it as root"),
         format!("{output:?}"),
     )
+}
+
+fn links_of_every_namespace_are_told_of() -> Result<(), Failed> {
+    let lab = Lab::new(&["web"])?;
+    let web = &lab.containers[0].netns;
+    let number = nvnet::number_of(&lab.host, web).map_err(chain)?;
+    ensure(number.is_some(), "a veth pair joins the two")?;
+    let mut events = nvnet::LinkEvents::open(&lab.host).map_err(chain)?;
+    same(
+        "before anything happened",
+        events.next(Duration::ZERO).map_err(chain)?,
+        nvnet::LinkNews::Nothing,
+    )?;
+    let mut until = |what: &dyn Fn(&nvnet::LinkEvent) -> bool| -> Result<(), Failed> {
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        while std::time::Instant::now() < end {
+            if let nvnet::LinkNews::Events(all) =
+                events.next(Duration::from_millis(200)).map_err(chain)?
+                && all.iter().any(what)
+            {
+                return Ok(());
+            }
+        }
+        Err("it was not told".into())
+    };
+    sh_in(web, "ip link add new0 type veth peer name new1")?;
+    until(&|event| event.netns == number && event.name == "new0" && !event.is_ours)?;
+    sh_in(web, "ip link del new0")?;
+    until(&|event| event.netns == number && event.name == "new0" && event.is_gone)?;
+    sh_in(&lab.host, "ip link add here0 type veth peer name here1")?;
+    until(&|event| event.netns.is_none() && event.name == "here0")?;
+    let attachment = attach(&lab, 0, Mode::Inline)?;
+    until(&|event| event.netns == number && event.name == "eth0" && event.is_ours)?;
+    detach(&lab, attachment.id)
 }

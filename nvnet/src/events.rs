@@ -1,0 +1,203 @@
+//! Links that come, change and go: in a host's namespace and in those that it has a number for, from one socket.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::ids::{GROUP, Record};
+use crate::link::{self, Link};
+use crate::{Error, Netns, sys};
+
+/// `RTMGRP_LINK`.
+const RTMGRP_LINK: u32 = 1;
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+/// Octets of `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// Octets of news that wait, at most: a storm of a thousand containers fits.
+const WAITING: usize = 4 << 20;
+
+/// A link that came, changed or went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkEvent {
+    /// The namespace, as the host numbers it ([`number_of`](crate::number_of)); `None` for the host's own.
+    pub netns: Option<i32>,
+    /// Its number there.
+    pub index: u32,
+    /// Its name there.
+    pub name: String,
+    /// It was removed, or moved to another namespace.
+    pub is_gone: bool,
+    /// We made it, or hold it as the original of an attachment.
+    pub is_ours: bool,
+}
+
+/// What there is to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkNews {
+    /// In the order in which it happened.
+    Events(Vec<LinkEvent>),
+    /// More happened than was read in time: whoever follows has to look for itself.
+    Lost,
+    /// Nothing within the time given.
+    Nothing,
+}
+
+/// News of the links of a host's namespace, and of every namespace that it has a number for, as it has for the other side of any
+/// veth pair. Does not keep those namespaces alive.
+#[derive(Debug)]
+#[doc(alias = "NETLINK_LISTEN_ALL_NSID")]
+pub struct LinkEvents {
+    socket: Socket,
+    label: String,
+    buffer: Vec<u8>,
+}
+
+impl LinkEvents {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// The namespace could not be entered, or the kernel refused: to hear of other namespaces takes CAP_NET_BROADCAST in them.
+    pub fn open(host: &Netns) -> Result<Self, Error> {
+        let failed = |source| Error::Netlink {
+            op: "listen for links".into(),
+            netns: host.label().into(),
+            source,
+        };
+        let socket = host
+            .run(|| -> io::Result<Socket> {
+                let mut socket = Socket::new(NETLINK_ROUTE)?;
+                setsockopt(&socket, sockopt::RcvBufForce, &WAITING)
+                    .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &WAITING))?;
+                socket.set_listen_all_namespaces(true)?;
+                socket.set_non_blocking(true)?;
+                socket.bind(&SocketAddr::new(0, RTMGRP_LINK))?;
+                Ok(socket)
+            })?
+            .map_err(failed)?;
+        Ok(Self {
+            socket,
+            label: host.label().into(),
+            buffer: vec![0; 64 << 10],
+        })
+    }
+
+    /// What happened since it was last asked; waits up to `wait` for something.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn next(&mut self, wait: Duration) -> Result<LinkNews, Error> {
+        let until = Instant::now() + wait;
+        loop {
+            match self.read() {
+                Ok(events) if !events.is_empty() => return Ok(LinkNews::Events(events)),
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    return Ok(LinkNews::Lost);
+                }
+                Err(source) => return Err(self.failed(source)),
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(LinkNews::Nothing);
+            }
+            let ms = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            match poll(
+                &mut fds,
+                PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX),
+            ) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(self.failed(errno.into())),
+            }
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> Error {
+        Error::Netlink {
+            op: "listen for links".into(),
+            netns: self.label.clone(),
+            source,
+        }
+    }
+
+    /// All that waits.
+    fn read(&mut self) -> io::Result<Vec<LinkEvent>> {
+        let mut events = Vec::new();
+        loop {
+            match sys::receive_with_nsid(self.socket.as_fd(), &mut self.buffer) {
+                Ok((length, netns)) => {
+                    let octets = self.buffer.get(..length).unwrap_or_default();
+                    events.extend(
+                        messages(octets).filter_map(|(kind, body)| event(kind, body, netns)),
+                    );
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(events),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What came before is left too: whoever looks for itself sees it.
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl AsFd for LinkEvents {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Type and body of each message in a datagram.
+fn messages(octets: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = octets;
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
+        let kind = u16::from_ne_bytes(*rest.get(4..)?.first_chunk()?);
+        let body = rest.get(HEADER..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, body))
+    })
+}
+
+fn event(kind: u16, body: &[u8], netns: Option<i32>) -> Option<LinkEvent> {
+    if !matches!(kind, RTM_NEWLINK | RTM_DELLINK) {
+        return None;
+    }
+    let link: Link = link::parse(body)?;
+    Some(LinkEvent {
+        netns,
+        index: link.index,
+        is_gone: kind == RTM_DELLINK,
+        is_ours: link.group == GROUP || link.alias.as_deref().and_then(Record::decode).is_some(),
+        name: link.name,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_is_cut_into_its_messages() {
+        let mut octets = Vec::new();
+        for (kind, body) in [(16_u16, &b"abc"[..]), (17, b"defg")] {
+            octets.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
+            octets.extend_from_slice(&kind.to_ne_bytes());
+            octets.extend_from_slice(&[0; 10]);
+            octets.extend_from_slice(body);
+            octets.resize(octets.len().next_multiple_of(4), 0);
+        }
+        let all: Vec<_> = messages(&octets).collect();
+        assert_eq!(all, [(16, &b"abc"[..]), (17, b"defg")]);
+        // Cut off, or lying about its length: what is whole is told, and it ends.
+        assert_eq!(messages(&octets[..octets.len() - 5]).count(), 1);
+        octets[0] = 3;
+        octets[1] = 0;
+        assert_eq!(messages(&octets).count(), 0);
+    }
+}
