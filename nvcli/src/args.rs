@@ -43,12 +43,14 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Agent(crate::cmd::agent::Agent),
     Attach(Attach),
     Detach(Detach),
     List(List),
     Repair(Repair),
     Flows(Flows),
     Capture(Capture),
+    Status(crate::cmd::status::Status),
     /// See it work: two containers made for it, real HTTP and DNS, the check of every frame, nothing left behind
     ///
     /// Needs root and nothing else: no Docker, no network. Everything happens in network namespaces of its own, which
@@ -124,6 +126,15 @@ pub(crate) enum ModeArg {
     Inline,
     /// Rules on the host end of the container's veth pair; nothing inside it changes
     Mirror,
+}
+
+impl From<ModeArg> for nvnet::Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Inline => Self::Inline,
+            ModeArg::Mirror => Self::Mirror,
+        }
+    }
 }
 
 /// Take attachments back: the container's network is as it was before

@@ -235,7 +235,7 @@ impl Engine {
 }
 
 /// The path of the engine's socket, from the value of `DOCKER_HOST`.
-fn socket_of(docker_host: Option<&str>) -> Result<PathBuf> {
+pub(crate) fn socket_of(docker_host: Option<&str>) -> Result<PathBuf> {
     let host = match docker_host {
         None | Some("") => return Ok(DEFAULT_SOCKET.into()),
         Some(host) => host,

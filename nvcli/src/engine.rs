@@ -1,7 +1,8 @@
 //! The live engine: a thread for each ring on nv-br, each with a meter of its own.
 //!
 //! Such a thread reads, meters and hands records on; it never waits for anybody else. Who wants to see what is open asks
-//! for it: the table is then shown in pieces, between which frames are metered.
+//! for it: the table is then shown in pieces, between which frames are metered. When the interface is removed, as nv-br is with its last
+//! user, the tables stay, and the reading goes on when it is there again.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -32,23 +33,12 @@ const RETRY: Duration = Duration::from_secs(2);
 pub(crate) struct EngineConfig {
     /// The interface, in the network namespace of the thread that starts the engine.
     pub(crate) interface: String,
-    /// Rings, each with its thread. More than one share the frames by a hash that is the same for both directions.
+    /// Rings, each with its thread. More than one share the frames so that no connection is torn apart.
     pub(crate) rings: u16,
     /// How each ring is made.
     pub(crate) ring: RingConfig,
     /// How is metered; the connections are shared out among the rings.
     pub(crate) meter: MeterConfig,
-    /// What to do when the interface is not there.
-    pub(crate) when_gone: WhenGone,
-}
-
-/// What becomes of the engine when its interface is removed, as nv-br is with its last user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WhenGone {
-    /// It ends.
-    End,
-    /// It keeps its tables, and reads on when the interface is there again.
-    Wait,
 }
 
 /// Takes the records of one ring, in its thread: what takes long here costs frames.
@@ -101,8 +91,6 @@ pub(crate) enum Ended {
     Stopped,
     /// Its receiver wanted no more.
     Enough,
-    /// Its interface was removed.
-    Gone(nvcapture::Error),
     /// Its ring failed.
     Failed(nvcapture::Error),
     /// It panicked.
@@ -189,7 +177,7 @@ impl Engine {
                 ring_config.fanout = Some(nvcapture::Fanout {
                     // Unique in the namespace as long as no two processes share the low digits of their numbers.
                     group: (std::process::id() & 0xffff) as u16,
-                    mode: nvcapture::FanoutMode::Hash,
+                    mode: nvcapture::FanoutMode::Connections,
                     defrag: false,
                 });
             }
@@ -200,7 +188,6 @@ impl Engine {
             let mut opening = Opening {
                 interface: config.interface.clone(),
                 config: ring_config,
-                when_gone: config.when_gone,
             };
             let ring = opening.open()?;
             ready.push((number, meter, opening, ring));
@@ -346,7 +333,6 @@ impl Remote {
 struct Opening {
     interface: String,
     config: RingConfig,
-    when_gone: WhenGone,
 }
 
 impl Opening {
@@ -358,7 +344,7 @@ impl Opening {
                 nvcapture::Error::NoInterface { .. }
                 | nvcapture::Error::InterfaceDown { .. }
                 | nvcapture::Error::InterfaceGone { .. },
-            ) if self.when_gone == WhenGone::Wait => Ok(None),
+            ) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -490,8 +476,6 @@ impl<R: Receiver> Worker<R> {
                 self.ring = None;
                 if self.stopping {
                     Had::End(Ended::Stopped)
-                } else if self.opening.when_gone == WhenGone::End {
-                    Had::End(Ended::Gone(error))
                 } else {
                     // It may be there again already.
                     self.try_again().map_or(Had::Nothing, Had::End)

@@ -2,10 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod args;
 mod cmd;
 mod container;
-#[allow(dead_code, reason = "for the agent")]
 mod engine;
 mod escape;
 mod exit;
@@ -15,7 +15,6 @@ mod filter;
 mod names;
 mod open;
 mod orphan;
-#[allow(dead_code, reason = "for the agent")]
 mod queue;
 mod render;
 mod signals;
@@ -30,15 +29,20 @@ use crate::exit::{Exit, Say};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log(cli.verbose);
+    log(
+        cli.verbose,
+        matches!(cli.command, Command::Agent(_)) && !cli.quiet,
+    );
     let say = Say::new(cli.quiet);
     let ended = match &cli.command {
+        Command::Agent(args) => cmd::agent::run(args, say).map(|()| Exit::Done),
         Command::Attach(args) => cmd::attach::run(args, say).map(|()| Exit::Done),
         Command::Detach(args) => cmd::detach::run(args, say).map(|()| Exit::Done),
         Command::List(args) => cmd::list::run(args, say).map(|()| Exit::Done),
         Command::Repair(args) => cmd::repair::run(args, say).map(|()| Exit::Done),
         Command::Flows(args) => cmd::flows::run(args, say).map(|()| Exit::Done),
         Command::Capture(args) => cmd::capture::run(args, say).map(|()| Exit::Done),
+        Command::Status(args) => cmd::status::run(args).map(|()| Exit::Done),
         Command::Demo => cmd::demo::run().map(|()| Exit::Done),
         Command::Doctor(args) => cmd::doctor::run(args, say),
         Command::Completions(args) => cmd::completions::run(args).map(|()| Exit::Done),
@@ -47,11 +51,12 @@ fn main() -> ExitCode {
 }
 
 /// Sends what the libraries log to standard error.
-fn log(verbose: u8) {
+fn log(verbose: u8, is_agent: bool) {
     use tracing_subscriber::EnvFilter;
 
     let filter = match (std::env::var("NVCLI_LOG"), verbose) {
         (Ok(filter), _) if !filter.is_empty() => EnvFilter::new(filter),
+        (_, 0) if is_agent => EnvFilter::new("warn,nvcli=info"),
         (_, 0) => return,
         (_, 1) => EnvFilter::new("info"),
         (_, _) => EnvFilter::new("nvcli=debug,nvnet=debug,nvcapture=debug,nvflow=debug"),

@@ -118,7 +118,7 @@ pub(crate) fn is_called(wanted: &str, name: &str, container_id: Option<&str>) ->
 }
 
 /// The addresses inside the container that tell it from others.
-fn addresses(attachment: &Attachment) -> Vec<IpAddr> {
+pub(crate) fn addresses(attachment: &Attachment) -> Vec<IpAddr> {
     let read = || -> Vec<IpAddr> {
         let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
             return Vec::new();

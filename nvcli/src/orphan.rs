@@ -26,7 +26,7 @@ impl Judge {
 }
 
 /// `ask` gives the addresses of a container's interfaces as the engine has them; `None` when there is no engine to ask.
-fn decide(
+pub(crate) fn decide(
     orphan: &Orphan<'_>,
     ask: impl FnOnce(&str) -> Option<Result<Option<Vec<String>>>>,
 ) -> Fate {

@@ -156,7 +156,10 @@ impl Session {
     }
 
     /// Reads again what is attached.
-    pub(crate) fn refresh(&mut self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// The kernel's lists could not be read.
+    pub fn refresh(&mut self) -> Result<(), Error> {
         let links = link::all(&mut self.host)?;
         self.attached = inventory::among(&mut self.host, &links)?;
         let of_ports = links

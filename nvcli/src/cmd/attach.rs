@@ -2,10 +2,10 @@
 
 use std::io::{self, Write as _};
 
-use nvnet::{Attachment, CheckedPlan, Mode, Netns, Plan, Session};
+use nvnet::{Attachment, CheckedPlan, Netns, Plan, Session};
 use serde::Serialize;
 
-use crate::args::{Attach, ListOutput, ModeArg};
+use crate::args::{Attach, ListOutput};
 use crate::cmd::list;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
@@ -78,11 +78,7 @@ fn checked(
             ));
         }
     }
-    let mode = match args.mode {
-        ModeArg::Inline => Mode::Inline,
-        ModeArg::Mirror => Mode::Mirror,
-    };
-    let plan = Plan::new(host, &netns, workload).mode(mode);
+    let plan = Plan::new(host, &netns, workload).mode(args.mode.into());
     let plan = args
         .interfaces
         .iter()

@@ -96,12 +96,13 @@ enum Frames {
     Files(Option<OfFiles>),
 }
 
-fn config(args: &Flows) -> MeterConfig {
+/// When connections are over: `idle` as the option of that name says it.
+pub(crate) fn timeouts(idle: Option<Duration>, active: Duration) -> Timeouts {
     let mut timeouts = Timeouts {
-        active: args.active_timeout,
+        active,
         ..Timeouts::default()
     };
-    if let Some(idle) = args.idle_timeout {
+    if let Some(idle) = idle {
         timeouts.tcp_established = idle;
         timeouts.udp = idle;
         timeouts.other = idle;
@@ -109,9 +110,13 @@ fn config(args: &Flows) -> MeterConfig {
         timeouts.tcp_half_open = timeouts.tcp_half_open.min(idle);
         timeouts.tcp_closing = timeouts.tcp_closing.min(idle);
     }
+    timeouts
+}
+
+fn config(args: &Flows) -> MeterConfig {
     MeterConfig {
         max_connections: args.max_connections,
-        timeouts,
+        timeouts: timeouts(args.idle_timeout, args.active_timeout),
         observation: if args.read.is_empty() {
             Observation::Marker
         } else {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use nvnet::{Attachment, Blackout, Health};
 use serde::Serialize;
+use serde_json::Value;
 
+use crate::agent::client;
 use crate::args::{List, ListOutput};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
@@ -15,11 +17,11 @@ use crate::render::table::{Column, Fit, table, terminal_width};
 /// An attachment as programs read it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Listed<'a> {
+pub(crate) struct Listed<'a> {
     id: String,
-    workload: &'a str,
+    pub(crate) workload: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    container_id: Option<&'a str>,
+    pub(crate) container_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
     interface: &'a str,
@@ -66,7 +68,7 @@ impl<'a> Measured<'a> {
 }
 
 impl<'a> Listed<'a> {
-    fn new(attachment: &'a Attachment) -> Self {
+    pub(crate) fn new(attachment: &'a Attachment) -> Self {
         let damage = match &attachment.health {
             Health::Whole => None,
             Health::Damaged { why } => Some(why.as_str()),
@@ -91,8 +93,17 @@ impl<'a> Listed<'a> {
 
 /// Prints the list.
 pub(crate) fn run(args: &List, say: Say) -> Result<()> {
+    let host = host()?;
+    // An agent knows its containers' names of today; the kernel those they had.
+    if let Some(answer) = client::ask(&host, "/v1/attachments") {
+        let lines = answer.all()?;
+        if lines.is_empty() && args.output == ListOutput::Table {
+            say.note("nothing is attached; nvcli status --containers tells why");
+        }
+        return told(&lines, args).map_err(|source| CliError::output(&source));
+    }
     let attached =
-        nvnet::list(&host()?).map_err(|error| net("cannot read what is attached", &error))?;
+        nvnet::list(&host).map_err(|error| net("cannot read what is attached", &error))?;
     if attached.is_empty() && args.output == ListOutput::Table {
         say.note("nothing is attached; try: nvcli attach CONTAINER");
     }
@@ -115,16 +126,7 @@ fn write(attached: &[Attachment], output: ListOutput, no_header: bool) -> io::Re
         }
         ListOutput::Table if attached.is_empty() => {}
         ListOutput::Table => {
-            let mut columns = vec![
-                Column::left("ID"),
-                Column::left("CONTAINER").fit(Fit::Shorten(12)),
-                Column::left("INTERFACE"),
-                Column::left("MODE"),
-                Column::left("PORT").fit(Fit::Drop(2)),
-                Column::left("MAC").fit(Fit::Drop(3)),
-                Column::right("MTU").fit(Fit::Drop(4)),
-                Column::left("HEALTH").fit(Fit::Shorten(10)),
-            ];
+            let mut columns = columns();
             let measured = attached.iter().any(|a| a.blackout.is_some());
             if measured {
                 columns.push(Column::right("BLACKOUT"));
@@ -156,6 +158,54 @@ fn write(attached: &[Attachment], output: ListOutput, no_header: bool) -> io::Re
                 .collect();
             out.write_all(table(&columns, &rows, terminal_width(), no_header).as_bytes())?;
         }
+    }
+    out.flush()
+}
+
+fn columns() -> Vec<Column> {
+    vec![
+        Column::left("ID"),
+        Column::left("CONTAINER").fit(Fit::Shorten(12)),
+        Column::left("INTERFACE"),
+        Column::left("MODE"),
+        Column::left("PORT").fit(Fit::Drop(2)),
+        Column::left("MAC").fit(Fit::Drop(3)),
+        Column::right("MTU").fit(Fit::Drop(4)),
+        Column::left("HEALTH").fit(Fit::Shorten(10)),
+    ]
+}
+
+/// Prints what an agent told.
+fn told(lines: &[String], args: &List) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if args.output == ListOutput::Json {
+        for line in lines {
+            writeln!(out, "{line}")?;
+        }
+        return out.flush();
+    }
+    let rows: Vec<Vec<String>> = lines
+        .iter()
+        .map(|line| {
+            let one: Value = serde_json::from_str(line).unwrap_or_default();
+            let text = |key: &str| match &one[key] {
+                Value::String(text) => escape::text(text).into_owned(),
+                Value::Null => "-".to_owned(),
+                other => other.to_string(),
+            };
+            let health = match one["damage"].as_str() {
+                None => "ok".to_owned(),
+                Some(why) => format!("damaged: {}", escape::text(why)),
+            };
+            let mut row = ["id", "workload", "interface", "mode", "port", "mac", "mtu"]
+                .map(text)
+                .to_vec();
+            row.push(health);
+            row
+        })
+        .collect();
+    if !rows.is_empty() {
+        out.write_all(table(&columns(), &rows, terminal_width(), args.no_header).as_bytes())?;
     }
     out.flush()
 }

@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+pub(crate) mod agent;
 pub(crate) mod attach;
 pub(crate) mod capture;
 pub(crate) mod completions;
@@ -9,3 +10,4 @@ pub(crate) mod doctor;
 pub(crate) mod flows;
 pub(crate) mod list;
 pub(crate) mod repair;
+pub(crate) mod status;

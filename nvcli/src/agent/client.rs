@@ -1,0 +1,168 @@
+//! Asks an agent, if one runs.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nvnet::Netns;
+
+use super::api::HOST;
+use super::config::DEFAULT_SOCKET;
+use crate::exit::{CliError, Result};
+
+/// How long an answer may take to begin.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A connection to an agent, good for one question.
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: UnixStream,
+    socket: String,
+}
+
+/// The socket of the agent of this machine.
+pub(crate) fn socket() -> PathBuf {
+    std::env::var_os("NVCLI_AGENT_SOCKET").map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from)
+}
+
+/// What the agent of `host` answers; `None` when none runs, and when it does not answer, which is said.
+pub(crate) fn ask(host: &Netns, path: &str) -> Option<Answer> {
+    let answer = Client::connect(&socket())
+        .and_then(|client| client.map(|client| client.get(path)).transpose());
+    match answer {
+        Ok(answer) => answer.filter(|answer| answer.is_of(host)),
+        Err(error) => {
+            error.report();
+            None
+        }
+    }
+}
+
+impl Client {
+    /// Connects; `None` when no agent listens there.
+    pub(crate) fn connect(socket: &Path) -> Result<Option<Self>> {
+        let shown = socket.display().to_string();
+        match UnixStream::connect(socket) {
+            Ok(stream) => {
+                let timeouts = stream
+                    .set_read_timeout(Some(PATIENCE))
+                    .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+                timeouts.map_err(|source| failed(&shown, &source))?;
+                Ok(Some(Self {
+                    stream,
+                    socket: shown,
+                }))
+            }
+            // Who may not ask the agent may not ask the kernel either, and is told there.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(failed(&shown, &error)),
+        }
+    }
+
+    /// Asks for `path`, and gives the lines of the answer as they come.
+    pub(crate) fn get(mut self, path: &str) -> Result<Answer> {
+        let failed = |error: &io::Error| failed(&self.socket, error);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+        self.stream
+            .write_all(request.as_bytes())
+            .map_err(|error| failed(&error))?;
+        let mut lines = BufReader::new(self.stream);
+        let mut first = String::new();
+        lines
+            .read_line(&mut first)
+            .map_err(|error| failed(&error))?;
+        let mut host = None;
+        let mut head = String::new();
+        loop {
+            head.clear();
+            let length = lines.read_line(&mut head).map_err(|error| failed(&error))?;
+            if length == 0 || head == "\r\n" {
+                break;
+            }
+            if let Some((HOST, inode)) = head.split_once(": ") {
+                host = inode.trim_end().parse().ok();
+            }
+        }
+        let mut answer = Answer {
+            lines,
+            host,
+            socket: self.socket,
+        };
+        if first.split(' ').nth(1) == Some("200") {
+            return Ok(answer);
+        }
+        let why = answer
+            .next_line()?
+            .unwrap_or_else(|| first.trim().to_owned());
+        let told = serde_json::from_str::<serde_json::Value>(&why);
+        let why = told
+            .ok()
+            .and_then(|told| told["error"].as_str().map(str::to_owned))
+            .unwrap_or(why);
+        Err(CliError::new(format!(
+            "the agent at {} does not answer {path}",
+            answer.socket
+        ))
+        .because(why)
+        .remedy("an agent of the same version as this nvcli"))
+    }
+}
+
+fn failed(socket: &str, error: &io::Error) -> CliError {
+    CliError::new(format!("cannot talk to the agent at {socket}"))
+        .because(error)
+        .remedy("systemctl status nvcli-agent")
+}
+
+/// The lines of an answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    lines: BufReader<UnixStream>,
+    host: Option<u64>,
+    socket: String,
+}
+
+impl Answer {
+    /// Whether the agent's host is this one: one socket may be seen from several network namespaces.
+    pub(crate) fn is_of(&self, host: &Netns) -> bool {
+        self.host == Some(host.id().ino)
+    }
+
+    /// All lines that are left.
+    pub(crate) fn all(mut self) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        while let Some(line) = self.next_line()? {
+            lines.push(line);
+        }
+        Ok(lines)
+    }
+
+    /// The next line that is not empty, without its end; `None` at the end of the answer.
+    pub(crate) fn next_line(&mut self) -> Result<Option<String>> {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            match self.lines.read_line(&mut line) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {
+                    let text = line.trim_end_matches(['\n', '\r']);
+                    if !text.is_empty() {
+                        return Ok(Some(text.to_owned()));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(&self.socket, &error)),
+            }
+        }
+    }
+}

@@ -1,0 +1,920 @@
+//! The agent beside namespaces and a real engine: what it attaches, takes over, hears of, answers, and leaves.
+
+#[path = "../../nvnet/tests/common/mod.rs"]
+mod common;
+mod engine;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use common::{Need, chain, ensure, picture, privileged, same, same_picture, sh_in};
+use engine::Engine;
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use nvnet::lab::Lab;
+use nvnet::{Attachment, Mode, Netns};
+use serde_json::Value;
+
+const NETNS: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2];
+const DOCKER: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2, Need::Docker];
+/// Longer than anything here takes, also on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() {
+    let mut trials: Vec<Trial> = Vec::new();
+    for mode in [Mode::Inline, Mode::Mirror] {
+        let mut add = |name: &str, needs, test: fn(Mode) -> Result<(), Failed>| {
+            trials.push(privileged(format!("{name}::{mode}"), needs, move || {
+                test(mode)
+            }));
+        };
+        add(
+            "a_killed_agent_is_taken_over_from",
+            NETNS,
+            a_killed_agent_is_taken_over_from,
+        );
+        add(
+            "a_storm_while_the_engine_restarts",
+            DOCKER,
+            a_storm_while_the_engine_restarts,
+        );
+        add(
+            "what_an_engine_tells_is_obeyed",
+            DOCKER,
+            what_an_engine_tells_is_obeyed,
+        );
+    }
+    let mut add = |name: &str, needs, test: fn() -> Result<(), Failed>| {
+        trials.push(privileged(name, needs, test));
+    };
+    add("there_is_one_agent", NETNS, there_is_one_agent);
+    add(
+        "interfaces_that_come_later_are_attached",
+        NETNS,
+        interfaces_that_come_later_are_attached,
+    );
+    add(
+        "a_reload_changes_what_is_attached",
+        NETNS,
+        a_reload_changes_what_is_attached,
+    );
+    add("questions_are_answered", NETNS, questions_are_answered);
+    add(
+        "networks_of_others_are_said",
+        DOCKER,
+        networks_of_others_are_said,
+    );
+    let mut arguments = Arguments::from_args();
+    // Each counts what happens on the machine's processors, of which it needs its share.
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// An agent that runs in a namespace of the test's.
+struct Agent {
+    host: Netns,
+    child: Child,
+    socket: PathBuf,
+    said: Option<JoinHandle<String>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Agent {
+    /// Starts it in `host`, and waits until it is ready.
+    fn start(host: &Netns, arguments: &[&str]) -> Result<Self, Failed> {
+        let folder = tempfile::tempdir()?;
+        let socket = folder.path().join("agent.sock");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+        command
+            .arg("agent")
+            .arg("--socket")
+            .arg(&socket)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = host.run(|| command.spawn())??;
+        let mut stderr = BufReader::new(child.stderr.take().ok_or("no stderr")?);
+        let mut told = String::new();
+        while !told.contains("ready:") {
+            let mut line = String::new();
+            if stderr.read_line(&mut line)? == 0 {
+                let _ = child.wait();
+                return Err(format!("the agent ended: {told}").into());
+            }
+            told.push_str(&line);
+        }
+        // Or it would wait for somebody to read what it says.
+        let said = std::thread::spawn(move || {
+            let _ = stderr.read_to_string(&mut told);
+            told
+        });
+        Ok(Self {
+            host: host.clone(),
+            child,
+            socket,
+            said: Some(said),
+            _folder: folder,
+        })
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), Failed> {
+        Ok(kill(Pid::from_raw(self.child.id().try_into()?), signal)?)
+    }
+
+    /// Ends it as a service manager does; gives what it said.
+    fn end(mut self) -> Result<String, Failed> {
+        self.signal(Signal::SIGTERM)?;
+        let status = self.child.wait()?;
+        let said = self.said();
+        ensure(status.success(), format!("{status}: {said}"))?;
+        ensure(!self.socket.exists(), "its socket is left")?;
+        Ok(said)
+    }
+
+    fn said(&mut self) -> String {
+        self.said
+            .take()
+            .and_then(|said| said.join().ok())
+            .unwrap_or_default()
+    }
+
+    /// Asks it, as curl would; the body of the answer.
+    fn ask(&self, path: &str) -> Result<String, Failed> {
+        let (head, body) = self.ask_raw(&format!("GET {path} HTTP/1.1\r\nHost: agent\r\n\r\n"))?;
+        ensure(
+            head.starts_with("HTTP/1.1 200 OK\r\n"),
+            format!("{head}{body}"),
+        )?;
+        Ok(body)
+    }
+
+    fn ask_raw(&self, request: &str) -> Result<(String, String), Failed> {
+        let mut stream = UnixStream::connect(&self.socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no head")?;
+        Ok((format!("{head}\r\n\r\n"), body.to_owned()))
+    }
+
+    fn lines(&self, path: &str) -> Result<Vec<Value>, Failed> {
+        let body = self.ask(path)?;
+        body.lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
+    }
+
+    fn status(&self) -> Result<Value, Failed> {
+        Ok(self.lines("/v1/status")?.remove(0))
+    }
+
+    fn nvcli(&self, arguments: &[&str]) -> Result<Output, Failed> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+        command
+            .args(arguments)
+            .env("NVCLI_AGENT_SOCKET", &self.socket)
+            .stdin(Stdio::null());
+        Ok(self.host.run(|| command.output())??)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", self.said());
+        }
+    }
+}
+
+/// Looks until it holds, and fails with what was seen last when it never does.
+fn until<T: std::fmt::Debug>(
+    what: &str,
+    mut look: impl FnMut() -> Result<T, Failed>,
+    holds: impl Fn(&T) -> bool,
+) -> Result<T, Failed> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let seen = look()?;
+        if holds(&seen) {
+            return Ok(seen);
+        }
+        if Instant::now() > end {
+            return Err(format!("{what} never came; last: {seen:?}").into());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The way to a namespace that only this process holds.
+fn target(netns: &Netns) -> String {
+    format!(
+        "netns:/proc/{}/fd/{}",
+        std::process::id(),
+        netns.as_fd().as_raw_fd()
+    )
+}
+
+fn listed(host: &Netns) -> Result<Vec<Attachment>, Failed> {
+    nvnet::list(host).map_err(chain)
+}
+
+fn ids(attached: &[Attachment]) -> BTreeMap<String, String> {
+    attached
+        .iter()
+        .map(|a| {
+            (
+                a.id.to_string(),
+                format!("{} {} {}", a.netns_inode(), a.interface, a.mode),
+            )
+        })
+        .collect()
+}
+
+/// Links of ours that a namespace has.
+fn ours(netns: &Netns) -> Result<String, Failed> {
+    sh_in(
+        netns,
+        "ip -o link show | grep -o 'nv-[a-z0-9-]*' | sort -u | tr '\\n' ' '",
+    )
+}
+
+/// A connection that says something back, as long as it is open.
+struct Talk {
+    stream: TcpStream,
+    _server: JoinHandle<()>,
+}
+
+impl Talk {
+    fn open(server: &Netns, address: IpAddr, client: &Netns) -> Result<Self, Failed> {
+        let listener = server.run(|| TcpListener::bind((address, 0)))??;
+        let at = listener.local_addr()?;
+        let server = std::thread::spawn(move || {
+            let Ok((mut stream, _)) = listener.accept() else {
+                return;
+            };
+            let mut part = [0; 1024];
+            while let Ok(length @ 1..) = stream.read(&mut part) {
+                if stream.write_all(&part[..length]).is_err() {
+                    return;
+                }
+            }
+        });
+        let stream = client.run(|| TcpStream::connect_timeout(&at, PATIENCE))??;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self {
+            stream,
+            _server: server,
+        })
+    }
+
+    /// Says something `times` times, and hears it again.
+    fn say(&mut self, times: usize) -> Result<(), Failed> {
+        for number in 0..times {
+            let text = format!("{number:08}");
+            self.stream.write_all(text.as_bytes())?;
+            let mut back = [0; 8];
+            self.stream.read_exact(&mut back)?;
+            same("echo", std::str::from_utf8(&back)?, &text)?;
+        }
+        Ok(())
+    }
+}
+
+fn a_killed_agent_is_taken_over_from(mode: Mode) -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let [web, client] = [0, 1].map(|n| lab.containers[n].netns.clone());
+    // The link-local addresses are being asked about for a second: a picture taken now would not stay true.
+    for netns in [&lab.host, &web, &client] {
+        let tentative = || sh_in(netns, "ip addr | grep tentative | cat");
+        until("settled addresses", tentative, String::is_empty)?;
+    }
+    let before = [picture(&lab.host)?, picture(&web)?, picture(&client)?];
+    let (mode_text, targets) = (mode.to_string(), [target(&web), target(&client)]);
+    let arguments = [
+        "--no-engine",
+        "--mode",
+        &mode_text,
+        "--target",
+        &targets[0],
+        "--target",
+        &targets[1],
+    ];
+    let agent = Agent::start(&lab.host, &arguments)?;
+    same(
+        "attached",
+        agent.status()?["work"]["attached"].clone(),
+        2.into(),
+    )?;
+    let first = ids(&listed(&lab.host)?);
+    let mut talk = Talk::open(&web, lab.containers[0].ipv4.into(), &client)?;
+    talk.say(50)?;
+    let ports = ours(&lab.host)?;
+
+    agent.signal(Signal::SIGKILL)?;
+    // Nobody is there, and everything goes on.
+    talk.say(50)?;
+    drop(agent);
+    same(
+        "attached without an agent",
+        ids(&listed(&lab.host)?),
+        first.clone(),
+    )?;
+
+    let agent = Agent::start(&lab.host, &arguments)?;
+    talk.say(50)?;
+    let status = agent.status()?;
+    same(
+        "attached again",
+        status["work"]["attached"].clone(),
+        0.into(),
+    )?;
+    same(
+        "taken over",
+        status["containers"]["attached"].clone(),
+        2.into(),
+    )?;
+    same(
+        "attached to the next",
+        ids(&listed(&lab.host)?),
+        first.clone(),
+    )?;
+    same("links", ours(&lab.host)?, ports)?;
+    // And it sees what the connection says.
+    let open = until(
+        "the connection",
+        || agent.lines("/v1/flows"),
+        |flows| {
+            flows
+                .iter()
+                .filter(|flow| {
+                    flow["protocolIdentifier"] == 6 && flow["packetDeltaCount"].as_u64() >= Some(50)
+                })
+                .count()
+                == 2
+        },
+    )?;
+    let vantages: BTreeSet<_> = open
+        .iter()
+        .filter_map(|flow| flow["vantage"].as_str())
+        .collect();
+    same("vantages", vantages, BTreeSet::from(["egress", "ingress"]))?;
+    // A signal leaves what it finds, as it was told; the next takes everything back.
+    let said = agent.end()?;
+    ensure(said.contains("frames read ="), said)?;
+    same("attached after the end", ids(&listed(&lab.host)?), first)?;
+    talk.say(50)?;
+    let last: Vec<&str> = arguments
+        .iter()
+        .copied()
+        .chain(["--on-exit", "detach"])
+        .collect();
+    Agent::start(&lab.host, &last)?.end()?;
+    talk.say(50)?;
+    drop(talk);
+    same("left", ours(&lab.host)?, String::new())?;
+    let after = [picture(&lab.host)?, picture(&web)?, picture(&client)?];
+    for (what, (before, after)) in ["host", "web", "client"]
+        .iter()
+        .zip(before.iter().zip(&after))
+    {
+        same_picture(what, before, after)?;
+    }
+    Ok(())
+}
+
+fn there_is_one_agent() -> Result<(), Failed> {
+    let lab = Lab::new(&[])?;
+    let agent = Agent::start(&lab.host, &["--no-engine"])?;
+    let second = agent.nvcli(&["agent", "--no-engine"])?;
+    let told = String::from_utf8_lossy(&second.stderr).into_owned();
+    same("exit code", second.status.code(), Some(1))?;
+    ensure(
+        told.contains("an agent runs already") && told.contains(&agent.child.id().to_string()),
+        told,
+    )?;
+    // The first one does not notice.
+    agent.status()?;
+    let shown = agent.nvcli(&["status"])?;
+    let text = String::from_utf8(shown.stdout)?;
+    ensure(
+        shown.status.success() && text.contains(&format!("process {}", agent.child.id())),
+        text,
+    )?;
+    // Another host may have one of its own.
+    let other = Lab::new(&[])?;
+    Agent::start(&other.host, &["--no-engine"])?.end()?;
+    let (socket, host) = (agent.socket.clone(), agent.host.clone());
+    agent.end()?;
+    let mut none = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+    none.arg("status").arg("--socket").arg(&socket);
+    let none = host.run(|| none.output())??;
+    same("exit code without one", none.status.code(), Some(1))?;
+    ensure(
+        String::from_utf8_lossy(&none.stderr).contains("no agent runs"),
+        "it does not say so",
+    )
+}
+
+fn interfaces_that_come_later_are_attached() -> Result<(), Failed> {
+    let lab = Lab::new(&["web"])?;
+    let web = &lab.containers[0].netns;
+    let agent = Agent::start(
+        &lab.host,
+        &["--no-engine", "--mode", "mirror", "--target", &target(web)],
+    )?;
+    same("attached at first", listed(&lab.host)?.len(), 1)?;
+    let path = format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        web.as_fd().as_raw_fd()
+    );
+    sh_in(
+        &lab.host,
+        &format!(
+            "ip link add later type veth peer name eth1 && ip link set later up && ip link set eth1 netns {path}"
+        ),
+    )?;
+    sh_in(web, "ip link set eth1 up")?;
+    let attached = until(
+        "the second interface",
+        || listed(&lab.host),
+        |attached| attached.len() == 2,
+    )?;
+    same("its name", attached[1].interface.as_str(), "eth1")?;
+    // And it is followed when it goes.
+    sh_in(&lab.host, "ip link del later")?;
+    until(
+        "its end",
+        || agent.lines("/v1/attachments"),
+        |attached| attached.len() == 1,
+    )?;
+    // Deleted by hand: noticed, and put right.
+    sh_in(&lab.host, "ip link del nv-br")?;
+    until(
+        "nv-br again",
+        || listed(&lab.host),
+        |attached| attached.len() == 1 && attached[0].health == nvnet::Health::Whole,
+    )?;
+    // The ring is open again: frames are counted.
+    let read = |agent: &Agent| -> Result<u64, Failed> {
+        Ok(agent.status()?["frames"]["read"].as_u64().unwrap_or(0))
+    };
+    let before = read(&agent)?;
+    until(
+        "frames after that",
+        || {
+            let _ = sh_in(web, &format!("ping -c 1 -W 1 {}", lab.gateway()));
+            read(&agent)
+        },
+        |frames| *frames > before,
+    )?;
+    agent.end().map(drop)
+}
+
+fn a_reload_changes_what_is_attached() -> Result<(), Failed> {
+    let lab = Lab::new(&["one", "two"])?;
+    let [one, two] = [0, 1].map(|n| target(&lab.containers[n].netns));
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("agent.toml");
+    let write = |targets: &[&String], more: &str| -> Result<(), Failed> {
+        Ok(std::fs::write(
+            &file,
+            format!("mode = \"mirror\"\ntargets = {targets:?}\n{more}"),
+        )?)
+    };
+    write(&[&one], "on-exit = \"detach\"\n")?;
+    let path = file.display().to_string();
+    let agent = Agent::start(&lab.host, &["--no-engine", "--config", &path])?;
+    let names = || -> Result<Vec<String>, Failed> {
+        Ok(listed(&lab.host)?
+            .into_iter()
+            .map(|a| format!("{} {}", a.workload.name, a.mode))
+            .collect())
+    };
+    same("at first", names()?, vec![format!("{one} mirror")])?;
+    write(&[&one, &two], "on-exit = \"detach\"\n")?;
+    agent.signal(Signal::SIGHUP)?;
+    until("the second target", names, |names| names.len() == 2)?;
+    write(&[&two], "on-exit = \"detach\"\n")?;
+    agent.signal(Signal::SIGHUP)?;
+    until("the end of the first", names, |names| {
+        *names == [format!("{two} mirror")]
+    })?;
+    // What is wrong changes nothing, and is told with its place.
+    std::fs::write(&file, "mode = \"mirror\"\ntargets = 7\n")?;
+    agent.signal(Signal::SIGHUP)?;
+    let check = agent.nvcli(&["agent", "--check", "--config", &path])?;
+    let told = String::from_utf8_lossy(&check.stderr).into_owned();
+    same("exit code of --check", check.status.code(), Some(2))?;
+    ensure(told.contains("agent.toml:2:11"), told)?;
+    write(&[&two], "on-exit = \"detach\"\n[capture]\nrings = 2\n")?;
+    agent.signal(Signal::SIGHUP)?;
+    until(
+        "the reload",
+        || agent.status(),
+        |status| status["containers"]["attached"] == 1,
+    )?;
+    same("after all", names()?, vec![format!("{two} mirror")])?;
+    let said = agent.end()?;
+    ensure(
+        said.contains("the configuration stays as it was"),
+        said.clone(),
+    )?;
+    ensure(said.contains("[capture] changed"), said)?;
+    same("left", ours(&lab.host)?, String::new())
+}
+
+fn questions_are_answered() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let [web, client] = [0, 1].map(|n| lab.containers[n].netns.clone());
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("agent.toml");
+    let text = format!(
+        "targets = [{:?}, {:?}]\n[capture]\nrings = 2\n[metering]\nidle-timeout = \"1s\"\n",
+        target(&web),
+        target(&client)
+    );
+    std::fs::write(&file, text)?;
+    let agent = Agent::start(
+        &lab.host,
+        &["--no-engine", "--config", &file.display().to_string()],
+    )?;
+    // A listener hears every record that is made from here on.
+    let mut stream = UnixStream::connect(&agent.socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /v1/flows?open=false&follow=true HTTP/1.1\r\n\r\n")?;
+    let mut heard = BufReader::new(stream);
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        heard.read_line(&mut line)?;
+    }
+    for _ in 0..10 {
+        let mut talk = Talk::open(&web, lab.containers[0].ipv4.into(), &client)?;
+        talk.say(3)?;
+    }
+    let paths = until(
+        "the paths",
+        || agent.lines("/v1/paths"),
+        |paths| {
+            paths
+                .iter()
+                .filter(|path| path["protocolIdentifier"] == 6)
+                .filter_map(|path| path["connections"].as_u64())
+                .sum::<u64>()
+                == 10
+        },
+    )?;
+    // Each is one connection with two ends, and nothing was lost between them.
+    for path in &paths {
+        same(
+            "server",
+            path["server"].as_str(),
+            Some(target(&web).as_str()),
+        )?;
+        same(
+            "client",
+            path["client"].as_str(),
+            Some(target(&client).as_str()),
+        )?;
+        same(
+            "lost",
+            [
+                path["lostPackets"].clone(),
+                path["reverseLostPackets"].clone(),
+            ],
+            [0.into(), 0.into()],
+        )?;
+    }
+    let mut records = 0;
+    while records < 20 {
+        line.clear();
+        ensure(heard.read_line(&mut line)? > 0, "the listener's end came")?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let record: Value = serde_json::from_str(&line)?;
+        if record["protocolIdentifier"] == 6 {
+            records += 1;
+            ensure(
+                record["workload"].is_string() && record["peerWorkload"].is_string(),
+                line.clone(),
+            )?;
+        }
+    }
+    let sum = |values: &[Value], key: &str| -> u64 {
+        values.iter().filter_map(|value| value[key].as_u64()).sum()
+    };
+    let tcp: Vec<Value> = agent
+        .lines("/v1/aggregates")?
+        .into_iter()
+        .filter(|c| c["protocolIdentifier"] == 6)
+        .collect();
+    same("records added up", sum(&tcp, "records"), 20)?;
+    same("opened", sum(&tcp, "opened"), 20)?;
+    let attachments = agent.lines("/v1/attachments")?;
+    same("attachments", attachments.len(), 2)?;
+    let status = agent.status()?;
+    let frames = |key: &str| status["frames"][key].as_u64().unwrap_or(u64::MAX);
+    same(
+        "frames",
+        frames("read"),
+        frames("metered") + frames("notIp") + frames("unparsed") + frames("refused"),
+    )?;
+    same("rings", status["rings"].clone(), 2.into())?;
+    let metrics = agent.ask("/metrics")?;
+    ensure(
+        metrics.contains("nvcli_agent_attachments{health=\"whole\"} 2\n"),
+        metrics,
+    )?;
+    for (request, code) in [
+        ("GET /v1/nothing HTTP/1.1\r\n\r\n", "404"),
+        ("POST /v1/status HTTP/1.1\r\n\r\n", "405"),
+        ("GET /v1/status?x=1 HTTP/1.1\r\n\r\n", "400"),
+        ("nonsense\r\n\r\n", "400"),
+    ] {
+        let (head, body) = agent.ask_raw(request)?;
+        ensure(
+            head.starts_with(&format!("HTTP/1.1 {code} ")),
+            format!("{request}: {head}"),
+        )?;
+        ensure(
+            serde_json::from_str::<Value>(&body)?["error"].is_string(),
+            body,
+        )?;
+    }
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&agent.socket)?.permissions());
+    same("mode of the socket", mode & 0o777, 0o600)?;
+    agent.end()?;
+    // The stream ends with the agent, after the last record.
+    let mut rest = String::new();
+    heard.read_to_string(&mut rest)?;
+    Ok(())
+}
+
+/// Names of the containers that run.
+fn running(engine: &Engine) -> Result<BTreeSet<String>, Failed> {
+    let told = engine.sh("docker ps --format '{{.Names}}'")?;
+    Ok(told.split_whitespace().map(str::to_owned).collect())
+}
+
+fn attached_names(host: &Netns) -> Result<BTreeSet<String>, Failed> {
+    Ok(listed(host)?.into_iter().map(|a| a.workload.name).collect())
+}
+
+fn a_storm_while_the_engine_restarts(mode: Mode) -> Result<(), Failed> {
+    const ALL: usize = 30;
+    let mut engine = Engine::start(true)?;
+    engine.image()?;
+    let socket = engine.socket().replace("unix://", "");
+    let agent = Agent::start(
+        &engine.netns,
+        &["--engine", &socket, "--mode", &mode.to_string()],
+    )?;
+    let web = "/bin/httpd -f -p 80 -h /www";
+    let start = |engine: &Engine, numbers: std::ops::Range<usize>| -> Result<(), Failed> {
+        let numbers: Vec<String> = numbers.map(|n| n.to_string()).collect();
+        let numbers = numbers.join(" ");
+        engine
+            .sh(&format!(
+                "for n in {numbers}; do docker run -d --name storm-$n nvt:engine {web} & done; wait"
+            ))
+            .map(drop)
+    };
+    let fetch = |engine: &Engine, name: &str| -> Result<(), Failed> {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        engine.fetch(
+            engine
+                .sh(&format!("docker inspect -f '{format}' {name}"))?
+                .trim(),
+        )
+    };
+    let settled = |engine: &Engine| -> Result<(), Failed> {
+        let running = running(engine)?;
+        until(
+            "everything that runs, attached",
+            || attached_names(&engine.netns),
+            |names| *names == running,
+        )
+        .map(drop)
+    };
+    start(&engine, 0..10)?;
+    // Some go at once, some come and go in one breath.
+    engine.sh(
+        "docker rm -f storm-0 storm-1; docker run --rm --name brief nvt:engine /bin/sh -c true",
+    )?;
+    settled(&engine)?;
+    for name in running(&engine)? {
+        fetch(&engine, &name)?;
+    }
+    for round in 1..=2 {
+        engine.end()?;
+        engine.run()?;
+        start(&engine, round * 10..round * 10 + 10)?;
+        engine.sh(&format!(
+            "docker rm -f storm-{round}2 storm-{round}3 & docker restart -t 0 storm-{round}4 & wait"
+        ))?;
+        settled(&engine)?;
+        let all = running(&engine)?;
+        for name in &all {
+            fetch(&engine, name)?;
+        }
+    }
+    let lived = running(&engine)?.len();
+    same("that live", lived, ALL - 6)?;
+    let attached = listed(&engine.netns)?;
+    same("attached, each once", attached.len(), lived)?;
+    let status = agent.status()?;
+    same(
+        "connections to the engine",
+        status["engines"][0]["connects"].clone(),
+        3.into(),
+    )?;
+    ensure(
+        attached
+            .iter()
+            .all(|a| a.mode == mode && a.health == nvnet::Health::Whole),
+        "not whole",
+    )?;
+    // Connections to all of them were seen, each under its container's name.
+    let flows = agent.lines("/v1/flows?open=true")?;
+    let aggregates = agent.lines("/v1/aggregates")?;
+    let seen: BTreeSet<String> = flows
+        .iter()
+        .filter_map(|flow| flow["workload"].as_str())
+        .chain(aggregates.iter().filter_map(|sum| sum["server"].as_str()))
+        .map(str::to_owned)
+        .collect();
+    let missing: Vec<_> = running(&engine)?
+        .into_iter()
+        .filter(|name| !seen.contains(name))
+        .collect();
+    same("whose connections were not seen", missing, vec![])?;
+    engine.sh("docker rm -f $(docker ps -aq)")?;
+    until("an empty host", || ours(&engine.netns), String::is_empty)?;
+    until(
+        "an end of all attachments",
+        || agent.status(),
+        |status| status["interfacesAttached"] == 0,
+    )?;
+    agent.end().map(drop)
+}
+
+fn what_an_engine_tells_is_obeyed(mode: Mode) -> Result<(), Failed> {
+    let engine = Engine::start(false)?;
+    engine.image()?;
+    let socket = engine.socket().replace("unix://", "");
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("agent.toml");
+    std::fs::write(
+        &file,
+        format!(
+            "engines = [{socket:?}]\n[[rule]]\nlabel = \"watch=no\"\nattach = \"no\"\n[[rule]]\nproject = \"sh*p\"\nattach = \"{mode}\"\n"
+        ),
+    )?;
+    let path = file.display().to_string();
+    let run = |name: &str, more: &str| {
+        engine.sh(&format!(
+            "docker run -d --name {name} {more} nvt:engine /bin/httpd -f -p 80 -h /www"
+        ))
+    };
+    let shop = "--label com.docker.compose.project=shop --label com.docker.compose.service=web";
+    // One is there before, one comes after.
+    run("early", shop)?;
+    let plan = sh_in(
+        &engine.netns,
+        &format!(
+            "{} agent --config {path} --dry-run",
+            env!("CARGO_BIN_EXE_nvcli")
+        ),
+    )?;
+    ensure(
+        plan.contains("early") && plan.contains(&mode.to_string()) && plan.contains("rule 2"),
+        plan,
+    )?;
+    same("attached by a dry run", listed(&engine.netns)?.len(), 0)?;
+    let agent = Agent::start(&engine.netns, &["--config", &path])?;
+    let names = || attached_names(&engine.netns);
+    let set = |names: &[&str]| -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    };
+    same("at the start", names()?, set(&["early"]))?;
+    run("late", shop)?;
+    run("other", "")?;
+    run("quiet", &format!("{shop} --label watch=no"))?;
+    until("the late one", names, |names| {
+        *names == set(&["early", "late"])
+    })?;
+    let state = |name: &str| -> Result<Value, Failed> {
+        let all = agent.lines("/v1/containers")?;
+        Ok(all
+            .into_iter()
+            .find(|one| one["workload"] == name)
+            .unwrap_or_default())
+    };
+    until(
+        "what is said of the quiet one",
+        || state("quiet"),
+        |one| one["state"] == "ignored" && one["because"] == "rule 1",
+    )?;
+    until(
+        "what is said of the other",
+        || state("other"),
+        |one| one["state"] == "ignored" && one["because"] == "others",
+    )?;
+
+    // A second network, and away again.
+    engine.sh("docker network create second && docker network connect second early")?;
+    until(
+        "the second interface",
+        || listed(&engine.netns),
+        |all| all.len() == 3,
+    )?;
+    engine.sh("docker network disconnect second early")?;
+    until("its end", || listed(&engine.netns), |all| all.len() == 2)?;
+    engine.sh("docker pause late")?;
+    until(
+        "the pause",
+        || state("late"),
+        |one| one["paused"] == true && one["state"] == "attached",
+    )?;
+    engine.sh("docker unpause late")?;
+    until("its end", || state("late"), |one| one["paused"].is_null())?;
+    engine.sh("docker rename late renamed")?;
+    until(
+        "the new name",
+        || state("renamed"),
+        |one| one["state"] == "attached",
+    )?;
+    let shown = String::from_utf8(agent.nvcli(&["list"])?.stdout)?;
+    ensure(shown.contains("renamed"), shown)?;
+    engine.sh("docker restart -t 0 early")?;
+    until(
+        "attached after a restart",
+        || listed(&engine.netns),
+        |all| all.len() == 2 && all.iter().all(|a| a.health == nvnet::Health::Whole),
+    )?;
+    engine.sh("docker rm -f early renamed other quiet")?;
+    until("an empty host", || ours(&engine.netns), String::is_empty)?;
+    agent.end().map(drop)
+}
+
+fn networks_of_others_are_said() -> Result<(), Failed> {
+    let engine = Engine::start(false)?;
+    engine.image()?;
+    let socket = engine.socket().replace("unix://", "");
+    let agent = Agent::start(&engine.netns, &["--engine", &socket])?;
+    let run = |name: &str, network: &str| {
+        engine.sh(&format!(
+            "docker run -d --name {name} --network {network} nvt:engine /bin/sleep 1000"
+        ))
+    };
+    run("owner", "bridge")?;
+    run("guest", "container:owner")?;
+    run("bare", "none")?;
+    let states = || -> Result<BTreeMap<String, String>, Failed> {
+        let all = agent.lines("/v1/containers")?;
+        let text = |one: &Value, key: &str| one[key].as_str().unwrap_or_default().to_owned();
+        Ok(all
+            .iter()
+            .map(|one| (text(one, "workload"), text(one, "state")))
+            .collect())
+    };
+    let wanted: BTreeMap<String, String> = [
+        ("owner", "attached"),
+        ("guest", "shared"),
+        ("bare", "no network"),
+    ]
+    .map(|(name, state)| (name.to_owned(), state.to_owned()))
+    .into();
+    until("what is said of each", states, |states| *states == wanted)?;
+    same(
+        "attached",
+        attached_names(&engine.netns)?,
+        BTreeSet::from(["owner".to_owned()]),
+    )?;
+    // A network for the one that had none.
+    engine.sh("docker network disconnect none bare && docker network connect bridge bare")?;
+    until("its network", states, |states| states["bare"] == "attached")?;
+    // The host's network is the engine's own here.
+    run("hosted", "host")?;
+    until("the hosted one", states, |states| {
+        states
+            .get("hosted")
+            .is_some_and(|state| state == "host network")
+    })?;
+    agent.end().map(drop)
+}
