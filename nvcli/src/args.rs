@@ -58,6 +58,9 @@ pub(crate) enum Command {
     Demo,
     Doctor(Doctor),
     Completions(Completions),
+    #[command(hide = true)]
+    Names(crate::cmd::completions::Names),
+    Man(crate::cmd::man::Man),
 }
 
 /// How a list is written.

@@ -158,6 +158,11 @@ impl Engine {
         Ok(now.running.then_some(now.macs))
     }
 
+    /// The names of all containers.
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        Ok(self.list()?.into_iter().flat_map(|one| one.names).collect())
+    }
+
     fn list(&self) -> Result<Vec<Listed>> {
         let options = ListContainersOptions {
             all: true,

@@ -46,6 +46,8 @@ fn main() -> ExitCode {
         Command::Demo => cmd::demo::run().map(|()| Exit::Done),
         Command::Doctor(args) => cmd::doctor::run(args, say),
         Command::Completions(args) => cmd::completions::run(args).map(|()| Exit::Done),
+        Command::Names(args) => cmd::completions::names(args).map(|()| Exit::Done),
+        Command::Man(args) => cmd::man::run(args).map(|()| Exit::Done),
     };
     ended.unwrap_or_else(|error| error.report()).into()
 }

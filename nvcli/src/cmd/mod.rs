@@ -9,5 +9,6 @@ pub(crate) mod detach;
 pub(crate) mod doctor;
 pub(crate) mod flows;
 pub(crate) mod list;
+pub(crate) mod man;
 pub(crate) mod repair;
 pub(crate) mod status;
