@@ -541,8 +541,10 @@ fn questions_are_answered() -> Result<(), Failed> {
     let [web, client] = [0, 1].map(|n| lab.containers[n].netns.clone());
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("agent.toml");
+    let exported = folder.path().join("flows.json");
     let text = format!(
-        "targets = [{:?}, {:?}]\n[capture]\nrings = 2\n[metering]\nidle-timeout = \"1s\"\n",
+        "targets = [{:?}, {:?}]\n[capture]\nrings = 2\n[metering]\nidle-timeout = \"1s\"\n\
+         [[export]]\nkind = \"file\"\npath = {exported:?}\n",
         target(&web),
         target(&client)
     );
@@ -662,7 +664,21 @@ fn questions_are_answered() -> Result<(), Failed> {
     // The stream ends with the agent, after the last record.
     let mut rest = String::new();
     heard.read_to_string(&mut rest)?;
-    Ok(())
+    // And everything was exported, with the names.
+    let exported = std::fs::read_to_string(&exported)?;
+    let exported: Vec<Value> = exported
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let tcp: Vec<_> = exported
+        .iter()
+        .filter(|record| record["protocolIdentifier"] == 6)
+        .collect();
+    same("exported", tcp.len(), 20)?;
+    ensure(
+        tcp.iter().all(|record| record["peerWorkload"].is_string()),
+        "without names",
+    )
 }
 
 /// Names of the containers that run.

@@ -34,7 +34,7 @@ pub use key::{Direction, FlowKey, KeyHasher};
 pub use meter::Meter;
 pub use record::{
     Columns, Endpoint, Field, FlowEndReason, FlowRecord, Labels, Side, TcpRecord, TcpSide, Value,
-    Vantage,
+    Vantage, WorkloadDetails,
 };
 pub use shards::Shards;
 pub use sink::{Sink, SinkFn, sink_fn};

@@ -105,6 +105,19 @@ pub struct TcpRecord {
     pub reverse: TcpSide,
 }
 
+/// What is known of a workload beside its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkloadDetails {
+    /// The engine's id of its container.
+    pub id: Option<Arc<str>>,
+    /// Its image, as it was named when it was made.
+    pub image: Option<Arc<str>>,
+    /// The project that it is part of, such as Docker Compose's.
+    pub project: Option<Arc<str>>,
+    /// Which of the project's services it is.
+    pub service: Option<Arc<str>>,
+}
+
 /// What others know of a connection: the metering process leaves all of it empty, a [`crate::Sink`] may fill it in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels {
@@ -114,6 +127,14 @@ pub struct Labels {
     pub peer_workload: Option<Arc<str>>,
     /// The interface observed.
     pub interface: Option<Arc<str>>,
+    /// The network that interface is on, as the engine calls it.
+    pub network: Option<Arc<str>>,
+    /// More of the workload.
+    pub details: Option<Arc<WorkloadDetails>>,
+    /// More of the one at the other end.
+    pub peer_details: Option<Arc<WorkloadDetails>>,
+    /// The name that the workload had asked the DNS for when it was told the other end's address.
+    pub peer_dns_name: Option<Arc<str>>,
     /// The application protocol.
     pub application_name: Option<Arc<str>>,
     /// The name in the TLS ClientHello.
@@ -284,6 +305,16 @@ fields! {
     PeerWorkload = "peerWorkload", None;
     Interface = "interface", None;
     VantagePoint = "vantage", None;
+    Network = "networkName", None;
+    WorkloadId = "workloadId", None;
+    WorkloadImage = "workloadImage", None;
+    WorkloadProject = "workloadProject", None;
+    WorkloadService = "workloadService", None;
+    PeerWorkloadId = "peerWorkloadId", None;
+    PeerWorkloadImage = "peerWorkloadImage", None;
+    PeerWorkloadProject = "peerWorkloadProject", None;
+    PeerWorkloadService = "peerWorkloadService", None;
+    PeerDnsName = "peerDnsName", None;
     ApplicationName = "applicationName", Some(96);
     TlsServerName = "tlsServerName", None;
     HttpRequestHost = "httpRequestHost", Some(460);
@@ -404,6 +435,16 @@ impl FlowRecord {
             Field::PeerWorkload => label(&self.labels.peer_workload),
             Field::Interface => label(&self.labels.interface),
             Field::VantagePoint => self.vantage.map(|vantage| Value::Text(vantage.as_str())),
+            Field::Network => label(&self.labels.network),
+            Field::WorkloadId => detail(&self.labels.details, |of| &of.id),
+            Field::WorkloadImage => detail(&self.labels.details, |of| &of.image),
+            Field::WorkloadProject => detail(&self.labels.details, |of| &of.project),
+            Field::WorkloadService => detail(&self.labels.details, |of| &of.service),
+            Field::PeerWorkloadId => detail(&self.labels.peer_details, |of| &of.id),
+            Field::PeerWorkloadImage => detail(&self.labels.peer_details, |of| &of.image),
+            Field::PeerWorkloadProject => detail(&self.labels.peer_details, |of| &of.project),
+            Field::PeerWorkloadService => detail(&self.labels.peer_details, |of| &of.service),
+            Field::PeerDnsName => label(&self.labels.peer_dns_name),
             Field::ApplicationName => label(&self.labels.application_name),
             Field::TlsServerName => label(&self.labels.tls_server_name),
             Field::HttpRequestHost => label(&self.labels.http_request_host),
@@ -432,4 +473,11 @@ const fn tunnel_type(kind: TunnelKind) -> &'static str {
 
 fn label(text: &Option<Arc<str>>) -> Option<Value<'_>> {
     text.as_deref().map(Value::Text)
+}
+
+fn detail(
+    of: &Option<Arc<WorkloadDetails>>,
+    pick: impl FnOnce(&WorkloadDetails) -> &Option<Arc<str>>,
+) -> Option<Value<'_>> {
+    of.as_deref().and_then(|of| label(pick(of)))
 }

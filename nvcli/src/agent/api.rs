@@ -639,6 +639,33 @@ fn metrics(state: &State, out: &mut impl Write) -> io::Result<()> {
         "Records that wait for their names.",
         &[("", status.records.waiting)],
     )?;
+    let by_name = |value: &dyn Fn(&crate::export::ExporterStats) -> u64| -> Vec<(String, u64)> {
+        let label = |name: &str| format!("exporter=\"{}\"", label_value(name));
+        let exporters = status.exporters.iter();
+        exporters
+            .map(|exporter| (label(&exporter.name), value(exporter)))
+            .collect()
+    };
+    for (name, help, values) in [
+        (
+            "exported_records_total",
+            "Records delivered.",
+            by_name(&|one| one.exported),
+        ),
+        (
+            "export_lost_records_total",
+            "Records not delivered.",
+            by_name(&|one| one.lost.total()),
+        ),
+    ] {
+        let values: Vec<(&str, u64)> = values
+            .iter()
+            .map(|(label, value)| (&label[..], *value))
+            .collect();
+        if !values.is_empty() {
+            metric(name, "counter", help, &values)?;
+        }
+    }
     let engines: Vec<(String, u64)> = status
         .engines
         .iter()

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use nvcapture::Timestamp;
-use nvflow::{FlowRecord, Vantage};
+use nvflow::{FlowRecord, Vantage, WorkloadDetails};
 use nvnet::Attachment;
 use serde::Serialize;
 
@@ -22,14 +22,14 @@ const BEFORE: usize = 4;
 pub(crate) struct Known {
     /// Its name.
     pub(crate) name: Arc<str>,
-    /// The engine's id of its container.
-    pub(crate) id: Option<Arc<str>>,
-    /// Its image.
-    pub(crate) image: Option<Arc<str>>,
-    /// The Compose project it is of.
-    pub(crate) project: Option<Arc<str>>,
-    /// The Compose service it is.
-    pub(crate) service: Option<Arc<str>>,
+    /// More of it, where an engine tells.
+    pub(crate) details: Option<Arc<WorkloadDetails>>,
+}
+
+impl Known {
+    fn id(&self) -> Option<&str> {
+        self.details.as_ref()?.id.as_deref()
+    }
 }
 
 /// A workload's interface whose frames are marked with an id.
@@ -129,8 +129,8 @@ impl Board {
             let interface: Arc<str> = attachment.interface.as_str().into();
             if let Some(last) = points.last_mut()
                 && last.interface == interface
-                && last.workload.id == workload.id
-                && (last.workload.id.is_some() || last.workload.name == workload.name)
+                && last.workload.id() == workload.id()
+                && (last.workload.id().is_some() || last.workload.name == workload.name)
             {
                 // The same one, perhaps under another name.
                 last.workload = Arc::clone(workload);
@@ -234,6 +234,8 @@ impl Inner {
         };
         record.labels.workload = Some(Arc::clone(&point.workload.name));
         record.labels.interface = Some(Arc::clone(&point.interface));
+        record.labels.network.clone_from(&point.network);
+        record.labels.details.clone_from(&point.workload.details);
         let peer = match record.vantage {
             Some(Vantage::Egress) => record.destination.address,
             Some(Vantage::Ingress) => record.source.address,
@@ -241,6 +243,7 @@ impl Inner {
         };
         if let Some(peer) = self.who_has(peer, point.network.as_ref()) {
             record.labels.peer_workload = Some(Arc::clone(&peer.name));
+            record.labels.peer_details.clone_from(&peer.details);
         }
     }
 

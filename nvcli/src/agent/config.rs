@@ -10,9 +10,9 @@ use nvnet::Mode;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
 use super::select::{Choice, Glob, LabelGlob, Rule, Selection};
-use crate::args;
 use crate::cmd::agent::Agent;
 use crate::exit::{CliError, Result};
+use crate::export::{Export, ExportConfig, Size, Time};
 use crate::target::Target;
 
 /// The file that is read when none is named, if it is there.
@@ -55,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) queue: usize,
     /// Addresses whose names are remembered.
     pub(crate) dns_names: usize,
+    /// Where records go.
+    pub(crate) exports: Vec<Export>,
 }
 
 /// What becomes of the attachments when the agent ends.
@@ -82,6 +84,7 @@ struct File {
     capture: Capture,
     metering: Metering,
     names: Names,
+    export: Vec<toml::Spanned<ExportConfig>>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -170,68 +173,6 @@ impl<'de, const LEAST: u64, const MOST: u64> Deserialize<'de> for Between<LEAST,
             ))),
         }
     }
-}
-
-/// A time such as `30s`.
-#[derive(Clone, Copy, Debug)]
-struct Time(Duration);
-
-impl<'de> Deserialize<'de> for Time {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        args::duration(&text).map(Self).map_err(de::Error::custom)
-    }
-}
-
-/// Octets, such as `16MiB` or a plain number.
-#[derive(Clone, Copy, Debug)]
-struct Size(u64);
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Octets;
-        impl Visitor<'_> for Octets {
-            type Value = Size;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of octets, or a text such as \"16MiB\"")
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Size, E> {
-                u64::try_from(number)
-                    .map(Size)
-                    .map_err(|_| E::custom("it is negative"))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
-                octets(text).map(Size).map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(Octets)
-    }
-}
-
-/// A number of octets with its unit.
-fn octets(text: &str) -> Result<u64, String> {
-    let wrong = || {
-        format!(
-            "`{}` is no size such as 16MiB, 512KiB or 1GiB",
-            text.escape_debug()
-        )
-    };
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit {
-        "" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
 /// A text, or a list of them.
@@ -346,6 +287,15 @@ impl Config {
             Some(args.engines.clone())
         };
         let targets = file.targets.into_iter().map(|target| target.0);
+        let exports = file.export.iter().map(toml::Spanned::get_ref);
+        let exports = exports
+            .chain(&args.exports)
+            .map(|config| {
+                config
+                    .check()
+                    .map_err(|error| CliError::usage("an exporter cannot be made").because(error))
+            })
+            .collect::<Result<Vec<_>>>()?;
         let config = Self {
             file: path,
             engines,
@@ -373,6 +323,7 @@ impl Config {
             decap: file.metering.decap.unwrap_or(false),
             queue: file.metering.queue.map_or(65_536, |most| most.0 as usize),
             dns_names: file.names.dns_names.map_or(65_536, |most| most.0 as usize),
+            exports,
         };
         config.check()
     }
@@ -454,6 +405,8 @@ impl Config {
             ),
         );
         differs("[names]", self.dns_names != new.dns_names);
+        let exports = |config: &Self| format!("{:?}", config.exports);
+        differs("[[export]]", exports(self) != exports(new));
         changed
     }
 }
@@ -516,10 +469,19 @@ impl Wrong {
 }
 
 fn parse(text: &str) -> Result<File, Wrong> {
-    toml::from_str(text).map_err(|error: toml::de::Error| Wrong {
+    let file: File = toml::from_str(text).map_err(|error: toml::de::Error| Wrong {
         why: error.message().to_owned(),
         span: error.span(),
-    })
+    })?;
+    for export in &file.export {
+        if let Err(error) = export.get_ref().check() {
+            return Err(Wrong {
+                why: error.to_string(),
+                span: Some(export.span()),
+            });
+        }
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -547,7 +509,7 @@ mod tests {
             ("mode = \"inline\"\nfoo = 1\n", ":2:1", "foo"),
             ("mode = \"sideways\"\n", ":1:8", "sideways"),
             ("[capture]\nrings = 0\n", ":2:9", "0 is not from 1 to 64"),
-            ("[capture]\n  ring-size = \"16MB\"", ":2:15", "16MB"),
+            ("[capture]\n  ring-size = \"16XB\"", ":2:15", "16XB"),
             ("[[rule]]\nname = \"a\"\n", ":1:1", "attach"),
             ("[[rule]]\nname = \"ä\"\nattach = \"yes\"\n", ":3:10", "yes"),
             (
@@ -562,6 +524,12 @@ mod tests {
                 "a number and a unit",
             ),
             ("targets = [\"pid:x\"]\n", ":1:11", "pid:"),
+            (
+                "mode = \"mirror\"\n[[export]]\nkind = \"file\"\n",
+                ":2:1",
+                "path",
+            ),
+            ("[[export]]\nkind = \"file\"\nfoo = 1\n", ":3:1", "foo"),
         ] {
             let wrong = parse(text).unwrap_err();
             assert_eq!(wrong.at(text), at, "{text}: {}", wrong.why);

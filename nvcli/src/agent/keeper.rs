@@ -10,7 +10,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use nvcapture::Timestamp;
-use nvnet::{Attachment, Error, Health, LinkEvent, LinkNews, Mode, Netns, Plan, Session, Workload};
+use nvflow::WorkloadDetails;
+use nvnet::{
+    Attachment, Error, Health, LinkEvent, LinkNews, Mode, Netns, Orphan, Plan, Session, Workload,
+};
 
 use super::board::{self, Board, Known, Place, Subject};
 use super::config::Config;
@@ -142,10 +145,15 @@ pub(crate) struct Keeper {
 
 /// A name for what is neither container nor known: an attachment made by hand.
 fn known_by_hand(attachment: &Attachment) -> Known {
+    let id = attachment.workload.container_id.as_deref();
     Known {
         name: attachment.workload.name.as_str().into(),
-        id: attachment.workload.container_id.as_deref().map(Arc::from),
-        ..Known::default()
+        details: id.map(|id| {
+            Arc::new(WorkloadDetails {
+                id: Some(id.into()),
+                ..WorkloadDetails::default()
+            })
+        }),
     }
 }
 
@@ -944,15 +952,17 @@ fn known(what: &What) -> Known {
             let Facts { name, image, .. } = &container.facts;
             Known {
                 name: name.as_str().into(),
-                id: text(&container.id),
-                image: text(image),
-                project: container.facts.project().and_then(text),
-                service: container.facts.service().and_then(text),
+                details: Some(Arc::new(WorkloadDetails {
+                    id: text(&container.id),
+                    image: text(image),
+                    project: container.facts.project().and_then(text),
+                    service: container.facts.service().and_then(text),
+                })),
             }
         }
         What::Target(target) => Known {
             name: target.to_string().into(),
-            ..Known::default()
+            details: None,
         },
     }
 }

@@ -44,6 +44,7 @@ use crate::cmd::agent::Agent;
 use crate::engine::{Ended, Engine, EngineConfig};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
+use crate::export::{self, ExporterStats, Pace, Stage};
 use crate::open::{host, net};
 use crate::queue::{self, Gauge, WhenFull};
 use crate::render::text::grouped;
@@ -67,6 +68,8 @@ pub(crate) struct State {
     totals: Arc<Totals>,
     rings: Arc<Engine>,
     queue: Gauge,
+    /// Gone when the agent ends.
+    stage: RwLock<Option<Stage>>,
     began: Instant,
 }
 
@@ -89,6 +92,7 @@ pub(crate) struct Status {
     frames: Frames,
     connections: Connections,
     records: Records,
+    exporters: Vec<ExporterStats>,
     /// All that was lost, by cause.
     lost: Lost,
 }
@@ -162,6 +166,12 @@ impl State {
         Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How every exporter fares.
+    fn exporters(&self) -> Vec<ExporterStats> {
+        let stage = self.stage.read().unwrap_or_else(PoisonError::into_inner);
+        stage.as_ref().map(Stage::stats).unwrap_or_default()
+    }
+
     /// Everything in numbers.
     fn status(&self) -> Status {
         let config = self.config();
@@ -225,6 +235,7 @@ impl State {
                 handled: count(&self.totals.records),
                 waiting: queue.waiting as u64,
             },
+            exporters: self.exporters(),
             lost: Lost {
                 frames_ring_full: source.dropped,
                 frames_unread: stats.unread,
@@ -292,6 +303,7 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
             .remedy("nvcli doctor")
     })?;
     drop(sender);
+    let stage = exporters(&config)?;
     let state = Arc::new(State {
         host: host.clone(),
         config: RwLock::new(Arc::clone(&config)),
@@ -300,6 +312,7 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
         totals: Arc::new(Totals::new()),
         rings: Arc::new(rings),
         queue: records.gauge(),
+        stage: RwLock::new(Some(stage)),
         began: Instant::now(),
     });
 
@@ -315,7 +328,12 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
         let state = Arc::clone(&state);
         Box::new(move || {
             rights::of_worker();
-            collect::run(&records, &state.board, &state.totals, |_| {});
+            collect::run(&records, &state.board, &state.totals, |record| {
+                let stage = state.stage.read().unwrap_or_else(PoisonError::into_inner);
+                if let Some(stage) = &*stage {
+                    stage.record(record);
+                }
+            });
         })
     })?;
     let (news, heard) = mpsc::channel();
@@ -350,6 +368,12 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
     state.rings.stop();
     let rings = state.rings.join();
     let collected = collecting.join();
+    let stage = state
+        .stage
+        .write()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    let exported = stage.map_or(Ok(()), |stage| export::told(say, &stage.finish()));
     let _ = news.send(News::Stop);
     let kept = keeping.join();
     drop((socket, lock));
@@ -371,7 +395,20 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
             Ended::Stopped | Ended::Enough => {}
         }
     }
-    ended
+    ended.and(exported)
+}
+
+/// Starts the exporters, whose threads have no rights.
+fn exporters(config: &Config) -> Result<Stage> {
+    thread::scope(|scope| {
+        let started = scope.spawn(|| {
+            rights::of_worker();
+            Stage::start(&config.exports, Pace::Live)
+        });
+        started
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// The agent's socket: removed when the agent ends.

@@ -7,6 +7,7 @@ use clap::Args;
 use crate::agent::config::OnExit;
 use crate::args::ModeArg;
 use crate::exit::{Result, Say};
+use crate::export::ExportConfig;
 use crate::target::Target;
 
 /// Attach containers as they come, meter all of them, and answer questions
@@ -61,6 +62,9 @@ pub(crate) struct Agent {
     /// Follow no engine
     #[arg(long, conflicts_with = "engines")]
     pub(crate) no_engine: bool,
+    /// Send the records there (docs/export.md), beside where the configuration says; may be given again
+    #[arg(short = 'x', long = "export", value_name = "URL")]
+    pub(crate) exports: Vec<ExportConfig>,
     /// Where to answer questions [default: /run/nvcli/agent.sock]
     #[arg(long, value_name = "PATH", env = "NVCLI_AGENT_SOCKET")]
     pub(crate) socket: Option<PathBuf>,

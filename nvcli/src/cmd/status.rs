@@ -126,6 +126,30 @@ fn show(out: &mut impl io::Write, status: &[String], containers: &[String]) -> i
         number("/records/handled"),
         number("/records/waiting")
     )?;
+    for exporter in status["exporters"].as_array().into_iter().flatten() {
+        let count = |value: &Value| grouped(value.as_u64().unwrap_or(0));
+        let lost: u64 = exporter["lost"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter_map(|(_, n)| n.as_u64())
+            .sum();
+        let trouble = match exporter["lastError"].as_str() {
+            Some(why) if exporter["connected"].as_bool() != Some(true) => {
+                format!("; {}", escape::text(why))
+            }
+            _ => String::new(),
+        };
+        writeln!(
+            out,
+            "exporter     {}: {} of {} records, {} waiting, {} lost{trouble}",
+            text(&exporter["name"]),
+            count(&exporter["exported"]),
+            count(&exporter["offered"]),
+            count(&exporter["waiting"]),
+            grouped(lost),
+        )?;
+    }
     let lost: Vec<String> = status["lost"]
         .as_object()
         .into_iter()

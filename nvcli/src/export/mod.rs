@@ -24,7 +24,7 @@ use nvflow::{FlowRecord, MeterStats};
 use crate::exit::{CliError, Result, Say};
 use crate::render::text::{count, grouped};
 
-pub(crate) use config::{Export, ExportConfig, To};
+pub(crate) use config::{Export, ExportConfig, Size, Time, To};
 use lane::Lane;
 pub(crate) use lane::{ExporterStats, Pace};
 
