@@ -2,6 +2,7 @@
 //!
 //! The one place with an async runtime: a current-thread one, for bollard alone.
 
+use std::collections::HashMap;
 use std::env;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -147,6 +148,17 @@ impl Engine {
         .remedy("the same command again"))
     }
 
+    /// The names that containers of these ids have now, by id.
+    pub(crate) fn names(&self, ids: Vec<String>) -> Result<Vec<(String, String)>> {
+        let listed = self.list_some(Some(HashMap::from([("id".to_owned(), ids)])))?;
+        // Names with a slash in them are those that others gave it (links).
+        let own = |one: Listed| {
+            let name = one.names.into_iter().find(|name| !name.contains('/'))?;
+            Some((one.id, name))
+        };
+        Ok(listed.into_iter().filter_map(own).collect())
+    }
+
     /// The addresses of a running container's interfaces, as the engine made them; `None` when it knows no such container,
     /// or when that does not run.
     pub(crate) fn interfaces(&self, id: &str) -> Result<Option<Vec<String>>> {
@@ -164,8 +176,13 @@ impl Engine {
     }
 
     fn list(&self) -> Result<Vec<Listed>> {
+        self.list_some(None)
+    }
+
+    fn list_some(&self, filters: Option<HashMap<String, Vec<String>>>) -> Result<Vec<Listed>> {
         let options = ListContainersOptions {
             all: true,
+            filters,
             ..Default::default()
         };
         let summaries = self

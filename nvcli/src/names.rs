@@ -8,23 +8,83 @@ use std::time::{Duration, Instant};
 use nvflow::FlowRecord;
 use nvnet::{Attachment, Netns};
 
+use crate::container::Engine;
+
 /// How old the kernel's list may be.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// How old the engine's names may be.
+const FRESH_NAMES: Duration = Duration::from_secs(5);
+/// How many attachments are remembered that had an id one after the other.
+const HOLDERS: usize = 16;
+
+/// The names that containers have now. The kernel calls one as it was called when it was attached; since then it can have been
+/// renamed, and its name be another's.
+#[derive(Debug, Default)]
+pub(crate) struct Current {
+    engine: Option<Engine>,
+    asked: Option<Instant>,
+    /// By what the kernel has of the container's id.
+    names: HashMap<String, String>,
+}
+
+impl Current {
+    /// Calls each container of an engine as the engine does, where that answers.
+    pub(crate) fn apply(&mut self, attached: &mut [Attachment]) {
+        let ids: Vec<String> = attached
+            .iter()
+            .filter_map(|one| one.workload.container_id.clone())
+            .collect();
+        let fresh = self.asked.is_some_and(|at| at.elapsed() < FRESH_NAMES);
+        let known = |id: &String| self.names.contains_key(id);
+        if !(ids.is_empty() || fresh && ids.iter().all(known)) {
+            self.ask(ids);
+        }
+        for one in attached {
+            let id = one.workload.container_id.as_ref();
+            if let Some(name) = id.and_then(|id| self.names.get(id)) {
+                one.workload.name.clone_from(name);
+            }
+        }
+    }
+
+    fn ask(&mut self, ids: Vec<String>) {
+        self.asked = Some(Instant::now());
+        if self.engine.is_none() {
+            self.engine = Engine::connect().ok();
+        }
+        let told = self.engine.as_ref().map(|engine| engine.names(ids.clone()));
+        let Some(Ok(told)) = told else {
+            // Names that were told before are still the newest there are.
+            self.engine = None;
+            return;
+        };
+        for (whole, name) in told {
+            for id in ids.iter().filter(|id| whole.starts_with(&id[..])) {
+                self.names.insert(id.clone(), name.clone());
+            }
+        }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Known {
     workload: Arc<str>,
     container_id: Option<String>,
     interface: Arc<str>,
+    /// Frames that are older are of one that had the id before. Unit: milliseconds since 1970.
+    since: u64,
 }
 
-/// The attached containers, as the kernel last told; one that is gone keeps its name until its id is used again.
+/// The attached containers, as the kernel last told; one that is gone keeps its name for what it sent and received.
 #[derive(Debug)]
 pub(crate) struct Names {
     host: Netns,
     read: Option<Instant>,
+    current: Current,
     attached: Vec<Attachment>,
-    by_id: HashMap<u16, Known>,
+    /// Who had the id, the latest last.
+    by_id: HashMap<u16, Vec<Known>>,
     /// `None` where two containers have the same address, in networks of their own.
     by_address: HashMap<IpAddr, Option<Arc<str>>>,
 }
@@ -35,6 +95,7 @@ impl Names {
         let mut names = Self {
             host,
             read: None,
+            current: Current::default(),
             attached: Vec::new(),
             by_id: HashMap::new(),
             by_address: HashMap::new(),
@@ -49,10 +110,14 @@ impl Names {
             return Ok(());
         }
         self.read = Some(Instant::now());
-        let attached = nvnet::list(&self.host)?;
+        let mut attached = nvnet::list(&self.host)?;
+        self.current.apply(&mut attached);
         let same = attached.len() == self.attached.len()
             && attached.iter().zip(&self.attached).all(|(new, old)| {
-                new.id == old.id && new.workload == old.workload && new.interface == old.interface
+                new.id == old.id
+                    && new.workload == old.workload
+                    && new.interface == old.interface
+                    && new.since_ms() == old.since_ms()
             });
         if same {
             return Ok(());
@@ -64,8 +129,10 @@ impl Names {
                 workload: Arc::clone(&workload),
                 container_id: attachment.workload.container_id.clone(),
                 interface: attachment.interface.as_str().into(),
+                since: attachment.since_ms().unwrap_or_default(),
             };
-            self.by_id.insert(attachment.id.number(), known);
+            let holders = self.by_id.entry(attachment.id.number()).or_default();
+            hold(holders, known);
             for address in addresses(attachment) {
                 let named = self
                     .by_address
@@ -80,6 +147,12 @@ impl Names {
         Ok(())
     }
 
+    /// Whose frames those of the record are: of the attachment that had the id when the first one came.
+    fn holder(&self, record: &FlowRecord) -> Option<&Known> {
+        let holders = self.by_id.get(&record.observation_point?)?;
+        at(holders, record.flow_start.as_micros() / 1_000)
+    }
+
     /// What is attached now.
     pub(crate) fn attached(&self) -> &[Attachment] {
         &self.attached
@@ -87,11 +160,12 @@ impl Names {
 
     /// Writes into `record` whose it is.
     pub(crate) fn label(&self, record: &mut FlowRecord) {
-        let Some(known) = record.observation_point.and_then(|id| self.by_id.get(&id)) else {
+        let Some(known) = self.holder(record) else {
             return;
         };
-        record.labels.workload = Some(Arc::clone(&known.workload));
-        record.labels.interface = Some(Arc::clone(&known.interface));
+        let (workload, interface) = (Arc::clone(&known.workload), Arc::clone(&known.interface));
+        record.labels.workload = Some(workload);
+        record.labels.interface = Some(interface);
         let peer = match record.vantage {
             Some(nvflow::Vantage::Egress) => record.destination.address,
             Some(nvflow::Vantage::Ingress) => record.source.address,
@@ -102,14 +176,34 @@ impl Names {
 
     /// Whether the record is of a container that one of `wanted` names; of any when there are none.
     pub(crate) fn wanted(&self, record: &FlowRecord, wanted: &[String]) -> bool {
-        let known = || record.observation_point.and_then(|id| self.by_id.get(&id));
         wanted.is_empty()
-            || known().is_some_and(|known| {
+            || self.holder(record).is_some_and(|known| {
                 wanted
                     .iter()
                     .any(|name| is_called(name, &known.workload, known.container_id.as_deref()))
             })
     }
+}
+
+/// Notes who has an id now; who has it still may have been renamed.
+fn hold(holders: &mut Vec<Known>, now: Known) {
+    match holders.last_mut() {
+        Some(last) if last.since == now.since && last.container_id == now.container_id => {
+            *last = now;
+        }
+        _ => {
+            holders.push(now);
+            if holders.len() > HOLDERS {
+                holders.remove(0);
+            }
+        }
+    }
+}
+
+/// Who had an id at a time: the last one who had got it by then, or the first one there is.
+fn at(holders: &[Known], time: u64) -> Option<&Known> {
+    let by_then = holders.iter().rev().find(|known| known.since <= time);
+    by_then.or(holders.first())
 }
 
 /// Whether `wanted` names the workload: by its name, or by the first digits of its container's id.
@@ -144,6 +238,33 @@ pub(crate) fn addresses(attachment: &Attachment) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_belong_to_who_had_the_id_when_they_came() {
+        let known = |name: &str, since| Known {
+            workload: name.into(),
+            container_id: Some(format!("id of the one since {since}")),
+            interface: "eth0".into(),
+            since,
+        };
+        let mut holders = Vec::new();
+        for next in [known("web-1", 100), known("web-1", 200)] {
+            hold(&mut holders, next);
+        }
+        // The first one is gone, and the second one called otherwise since.
+        hold(&mut holders, known("web-2", 200));
+        let named = |time| at(&holders, time).map(|known| &*known.workload);
+        assert_eq!(holders.len(), 2);
+        assert_eq!(
+            [named(50), named(100), named(199), named(200), named(999)],
+            ["web-1", "web-1", "web-1", "web-2", "web-2"].map(Some)
+        );
+        for since in 0..100 {
+            hold(&mut holders, known("many", 1_000 + since));
+        }
+        assert_eq!(holders.len(), HOLDERS);
+        assert_eq!(at(&[], 1), None);
+    }
 
     #[test]
     fn a_container_is_called_by_name_or_by_the_beginning_of_its_id() {

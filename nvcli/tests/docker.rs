@@ -75,6 +75,10 @@ fn main() {
         );
         add("networks_come_and_go", networks_come_and_go);
         add(
+            "a_renamed_container_is_not_taken_for_another",
+            a_renamed_container_is_not_taken_for_another,
+        );
+        add(
             "an_engine_that_restarts_finds_all_as_it_was",
             an_engine_that_restarts_finds_all_as_it_was,
         );
@@ -83,6 +87,11 @@ fn main() {
             an_engine_that_ends_its_containers_leaves_nothing,
         );
     }
+    trials.push(privileged(
+        "a_port_deleted_by_hand_is_brought_back",
+        ALL,
+        a_port_deleted_by_hand_is_brought_back,
+    ));
     trials.push(privileged(
         "bad_targets_are_told_in_a_line",
         ALL,
@@ -751,6 +760,81 @@ fn networks_come_and_go(mode: &str) -> Result<(), Failed> {
         "docker network disconnect -f {second} {web}; docker network rm {second}"
     ));
     tried
+}
+
+/// A container is put aside under another name, and a new one takes its name.
+fn a_renamed_container_is_not_taken_for_another(mode: &str) -> Result<(), Failed> {
+    let pair = Pair::new()?;
+    let (web, old) = (pair.web(), format!("{}-old", pair.web()));
+    let tried = (|| {
+        done(&["attach", &web, "--mode", mode])?;
+        let address = pair.addresses(&web)?.0;
+        sh(&format!(
+            "docker rename {web} {old} && docker run -d --network {0} --name {web} {0}:test /bin/httpd -f -p 80 -h /www",
+            pair.prefix
+        ))?;
+        let names = || -> Result<Vec<String>, Failed> {
+            let name = |one: &Value| one["workload"].as_str().unwrap_or_default().to_owned();
+            Ok(attached()?.iter().map(name).collect())
+        };
+        same("attached", names()?, vec![old.clone()])?;
+        let refused = nvcli(&["detach", &web])?;
+        same("exit code", refused.status.code(), Some(1))?;
+        let refused = nvcli(&["flows", "--container", &web, "--duration", "1s"])?;
+        same("exit code", refused.status.code(), Some(1))?;
+        // Both attached: each under the name it has now.
+        done(&["attach", &web, "--mode", mode])?;
+        same("attached", names()?, vec![old.clone(), web.clone()])?;
+        let mut flows = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+        flows.args(["flows", "--output", "json"]);
+        let flows = Beside::start(flows, "metering")?;
+        pair.fetch(address, "doc", 1)?;
+        pair.fetch(pair.addresses(&web)?.0, "doc", 1)?;
+        let (records, _) = flows.end()?;
+        for (of, name) in [(address, &old), (pair.addresses(&web)?.0, &web)] {
+            let served = records
+                .lines()
+                .map(serde_json::from_str::<Value>)
+                .collect::<Result<Vec<_>, _>>()?
+                .into_iter()
+                .filter(|r| {
+                    r["destinationIPv4Address"] == of.to_string()
+                        && r["destinationTransportPort"] == 80
+                })
+                .map(|r| r["workload"].clone())
+                .collect::<Vec<_>>();
+            same("workload", served, vec![Value::from(name.as_str())])?;
+        }
+        done(&["detach", &old])?;
+        same("attached", names()?, vec![web.clone()])?;
+        pair.fetch(address, "doc", 1)
+    })();
+    let _ = sh(&format!("docker rm -f {old}"));
+    tried
+}
+
+fn a_port_deleted_by_hand_is_brought_back() -> Result<(), Failed> {
+    let pair = Pair::new()?;
+    let web = pair.web();
+    let netns = pair.netns(&web)?;
+    let before = picture(&netns)?;
+    done(&["attach", &web])?;
+    sh("ip link delete nv-in-0001")?;
+    let (v4, v6) = pair.addresses(&web)?;
+    ensure(
+        pair.fetch(v4, "doc", 1).is_err(),
+        "it is no test: it is still reached",
+    )?;
+    let repaired = done(&["repair"])?;
+    ensure(
+        repaired.contains("eth0 is back, with its addresses"),
+        repaired,
+    )?;
+    same_picture("web", &before, &picture(&netns)?)?;
+    for address in [v4, v6] {
+        pair.fetch(address, "doc", 1)?;
+    }
+    leftovers()
 }
 
 /// Live restore: the containers go on while the engine is away.

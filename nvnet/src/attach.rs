@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use std::fmt;
 use std::os::fd::AsFd;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use netlink_packet_route::tc::TcActionType;
 
@@ -206,6 +207,10 @@ impl Plan {
             had_clsact,
             bridge: None,
             inside: None,
+            since: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .ok()
+                .and_then(|since| u64::try_from(since.as_millis()).ok()),
             workload: self.workload.clone(),
         };
         let place = match self.mode {

@@ -243,6 +243,8 @@ pub(crate) struct Record {
     pub(crate) bridge: Option<u32>,
     /// In mirror mode: the filters are on the container's own interface, whose MTU this is.
     pub(crate) inside: Option<u32>,
+    /// When it was attached. Unit: milliseconds since 1970.
+    pub(crate) since: Option<u64>,
     pub(crate) workload: Workload,
 }
 
@@ -273,6 +275,9 @@ impl Record {
         }
         if let Some(mtu) = self.inside {
             text.push_str(&format!(" inside={mtu}"));
+        }
+        if let Some(since) = self.since {
+            text.push_str(&format!(" since={since}"));
         }
         if let Some(pid) = self.workload.pid {
             text.push_str(&format!(" pid={pid}"));
@@ -315,6 +320,7 @@ impl Record {
             had_clsact: field("clsact").is_some(),
             bridge: field("br").and_then(|b| b.parse().ok()),
             inside: field("inside").and_then(|mtu| mtu.parse().ok()),
+            since: field("since").and_then(|since| since.parse().ok()),
             workload: Workload {
                 name: field("name").unwrap_or_default(),
                 container_id: field("ref"),
@@ -379,6 +385,7 @@ mod tests {
             had_clsact: true,
             bridge: Some(9),
             inside: Some(1400),
+            since: Some(1_795_410_735_818),
             workload: Workload {
                 name: "web-1".into(),
                 container_id: Some("0123456789ab".into()),
@@ -396,6 +403,7 @@ mod tests {
             had_clsact: false,
             bridge: None,
             inside: None,
+            since: None,
             workload: Workload::default(),
             ..all
         };

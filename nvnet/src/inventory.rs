@@ -434,6 +434,11 @@ impl Attachment {
         }
     }
 
+    /// When it was attached, in milliseconds since 1970: what has its mark and is older belongs to one that had the id before.
+    pub fn since_ms(&self) -> Option<u64> {
+        self.record.since
+    }
+
     /// Whether its frames reach the bridge by a veth pair of ours, which takes a port there: inline always, in mirror mode
     /// where the container's interface has no end on this host.
     pub fn has_pair(&self) -> bool {

@@ -18,6 +18,7 @@ use crate::cmd::flows::no_ring;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::expression;
+use crate::names::Current;
 use crate::open::{host, net};
 use crate::render::text::grouped;
 use crate::signals::Interrupt;
@@ -47,8 +48,9 @@ pub(crate) fn run(args: &Capture, say: Say) -> Result<()> {
         .map(expression::live)
         .transpose()?;
     let interrupt = Interrupt::listen()?;
-    let attached =
+    let mut attached =
         nvnet::list(&host()?).map_err(|error| net("cannot read what is attached", &error))?;
+    Current::default().apply(&mut attached);
     let mut chosen: Vec<&Attachment> = Vec::new();
     for target in &args.targets {
         let before = chosen.len();

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::args::{Detach, ListOutput};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
-use crate::names::is_called;
+use crate::names::{Current, is_called};
 use crate::open::{host, net};
 use crate::signals::uninterrupted;
 use crate::target::Target;
@@ -28,7 +28,8 @@ pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
     let host = host()?;
     let mut session =
         Session::open(&host).map_err(|error| net("cannot read what is attached", &error))?;
-    let attached = session.attached().to_vec();
+    let mut attached = session.attached().to_vec();
+    Current::default().apply(&mut attached);
     let mut chosen: Vec<&Attachment> = Vec::new();
     if args.all {
         chosen.extend(&attached);

@@ -11,6 +11,7 @@ use crate::agent::client;
 use crate::args::{List, ListOutput};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
+use crate::names::Current;
 use crate::open::{host, net};
 use crate::render::table::{Column, Fit, table, terminal_width};
 
@@ -102,8 +103,9 @@ pub(crate) fn run(args: &List, say: Say) -> Result<()> {
         }
         return told(&lines, args).map_err(|source| CliError::output(&source));
     }
-    let attached =
+    let mut attached =
         nvnet::list(&host).map_err(|error| net("cannot read what is attached", &error))?;
+    Current::default().apply(&mut attached);
     if attached.is_empty() && args.output == ListOutput::Table {
         say.note("nothing is attached; try: nvcli attach CONTAINER");
     }
