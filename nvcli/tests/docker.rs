@@ -857,6 +857,16 @@ fn an_engine_that_restarts_finds_all_as_it_was(mode: &str) -> Result<(), Failed>
     engine.run()?;
     same("listed after a restart", engine.listed()?, before)?;
     engine.fetch(&address)?;
+    // Killed, it tells nobody.
+    engine.kill()?;
+    engine.fetch(&address)?;
+    let killed = engine.listed()?;
+    same("listed after its death", killed.lines().count(), 1)?;
+    engine.run()?;
+    engine.fetch(&address)?;
+    engine.nvcli("detach web")?;
+    engine.fetch(&address)?;
+    engine.nvcli(&format!("attach web --mode {mode}"))?;
     engine.sh("docker restart -t 1 web")?;
     same(
         "listed after the container's",

@@ -6,7 +6,9 @@
     reason = "every test binary takes what it needs"
 )]
 
+use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use libtest_mimic::{Completion, Failed, Trial};
 
@@ -84,19 +86,12 @@ impl Need {
             Self::Prometheus => tool("prometheus", &["--version"]),
             Self::Nats => tool("nats-server", &["--version"]),
             Self::Kind(kind) => {
-                let lab = nvnet::lab::Lab::new(&["probe"]).map_err(|error| error.to_string())?;
-                let (on, what) = match kind {
-                    "bond" => ("", kind),
-                    "vxlan" => ("", "vxlan id 5 dstport 4789"),
-                    "vlan" => ("link eth0", "vlan id 5"),
-                    _ => ("link eth0", kind),
-                };
-                let made = sh_in(
-                    &lab.containers[0].netns,
-                    &format!("ip link add {on} name probe0 type {what}"),
-                );
-                made.map(drop)
-                    .map_err(|e| e.message().unwrap_or_default().to_owned())
+                // One after the other: a module that two ask for at the same time can be refused to the second one.
+                let mut probed = PROBED.lock().unwrap_or_else(PoisonError::into_inner);
+                probed
+                    .entry(kind)
+                    .or_insert_with(|| probe_kind(kind))
+                    .clone()
             }
             Self::Tcx => {
                 let lab = nvnet::lab::Lab::new(&["probe"]).map_err(|error| error.to_string())?;
@@ -109,6 +104,25 @@ impl Need {
             Self::Docker => tool("docker", &["version"]).and_then(|()| tool("busybox", &["true"])),
         }
     }
+}
+
+/// Which kinds of links there are, each tried once.
+static PROBED: Mutex<BTreeMap<&str, Result<(), String>>> = Mutex::new(BTreeMap::new());
+
+fn probe_kind(kind: &str) -> Result<(), String> {
+    let lab = nvnet::lab::Lab::new(&["probe"]).map_err(|error| error.to_string())?;
+    let (on, what) = match kind {
+        "bond" => ("", kind),
+        "vxlan" => ("", "vxlan id 5 dstport 4789"),
+        "vlan" => ("link eth0", "vlan id 5"),
+        _ => ("link eth0", kind),
+    };
+    let made = sh_in(
+        &lab.containers[0].netns,
+        &format!("ip link add {on} name probe0 type {what}"),
+    );
+    made.map(drop)
+        .map_err(|e| e.message().unwrap_or_default().to_owned())
 }
 
 /// A test that runs where what it needs is there.
