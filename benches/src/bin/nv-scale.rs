@@ -1,7 +1,7 @@
 //! A thousand attached containers: how long it takes, whether every frame of each is counted, and what a frame costs.
 //!
 //! ```text
-//! nv-scale NVCLI [CONTAINERS]
+//! nv-scale NVCLI [CONTAINERS] [all|times|costs]
 //! ```
 
 use std::collections::BTreeMap;
@@ -48,8 +48,12 @@ fn run() -> Result<bool> {
     let mut arguments = std::env::args().skip(1);
     let nvcli = arguments
         .next()
-        .ok_or("usage: nv-scale NVCLI [CONTAINERS]")?;
+        .ok_or("usage: nv-scale NVCLI [CONTAINERS] [all|times|costs]")?;
     let count: usize = arguments.next().map_or(Ok(1_000), |n| n.parse())?;
+    let part = arguments.next().unwrap_or_else(|| "all".into());
+    if !["all", "times", "costs"].contains(&&part[..]) {
+        return Err(format!("`{part}` is neither all nor times nor costs").into());
+    }
     if !(100..=PORTS).contains(&count) {
         return Err(format!("from 100 to {PORTS} containers").into());
     }
@@ -68,32 +72,24 @@ fn run() -> Result<bool> {
     };
     let mut good = true;
 
-    nvcli.attach(&all[..1])?;
-    println!(
-        "\ncost of a frame, CPU of its way into a container; {ROUNDS} rounds of {FRAMES} frames, each beside as many to an unattached one:"
-    );
-    println!(
-        "  {:>5} attached: {}",
-        1,
-        field.cost(unattached, &all[..1])?
-    );
-    nvcli.attach(&all[1..100])?;
-    println!(
-        "  {:>5} attached: {}",
-        100,
-        field.cost(unattached, &all[..1])?
-    );
-    nvcli.detach_all()?;
-
+    if part != "times" {
+        costs_of_few(&field, &nvcli, count)?;
+    }
     let took = nvcli.attach(&all[..count])?;
-    println!(
-        "  {count:>5} attached: {}",
-        field.cost(unattached, &all[..1])?
-    );
-    println!(
-        "  {count:>5} attached, the frames going round all of them: {}",
-        field.cost(unattached, &all[..count])?
-    );
+    if part != "times" {
+        println!(
+            "  {count:>5} attached: {}",
+            field.cost(unattached, &all[..1])?
+        );
+        println!(
+            "  {count:>5} attached, the frames going round all of them: {}",
+            field.cost(unattached, &all[..count])?
+        );
+    }
+    if part == "costs" {
+        nvcli.detach_all()?;
+        return Ok(true);
+    }
     println!(
         "\nattach {count}: {:.1} s, {:.1} ms each",
         took.as_secs_f64(),
@@ -155,6 +151,33 @@ fn run() -> Result<bool> {
         .count();
     println!("links of ours left on the host: {left}");
     Ok(good && left == 0)
+}
+
+/// What a frame costs before many are attached, and after one and a hundred are; nothing is attached afterwards.
+fn costs_of_few(field: &Field, nvcli: &Nvcli, count: usize) -> Result<()> {
+    let (unattached, all) = field.containers.split_last().ok_or("no containers")?;
+    println!(
+        "\ncost of a frame, CPU of its way into a container; {ROUNDS} rounds of {FRAMES} frames, each beside as many to an unattached one:"
+    );
+    println!(
+        "  {:>5} attached, the frames going round {count} containers: {}",
+        0,
+        field.measure(unattached, &all[..count])?
+    );
+    nvcli.attach(&all[..1])?;
+    println!(
+        "  {:>5} attached: {}",
+        1,
+        field.cost(unattached, &all[..1])?
+    );
+    nvcli.attach(&all[1..100])?;
+    println!(
+        "  {:>5} attached: {}",
+        100,
+        field.cost(unattached, &all[..1])?
+    );
+    nvcli.detach_all()?;
+    Ok(())
 }
 
 fn indented(text: &str) -> String {
