@@ -133,8 +133,6 @@ pub struct Labels {
     pub details: Option<Arc<WorkloadDetails>>,
     /// More of the one at the other end.
     pub peer_details: Option<Arc<WorkloadDetails>>,
-    /// The name that the workload had asked the DNS for when it was told the other end's address.
-    pub peer_dns_name: Option<Arc<str>>,
     /// The application protocol.
     pub application_name: Option<Arc<str>>,
     /// The name in the TLS ClientHello.
@@ -314,7 +312,6 @@ fields! {
     PeerWorkloadImage = "peerWorkloadImage", None;
     PeerWorkloadProject = "peerWorkloadProject", None;
     PeerWorkloadService = "peerWorkloadService", None;
-    PeerDnsName = "peerDnsName", None;
     ApplicationName = "applicationName", Some(96);
     TlsServerName = "tlsServerName", None;
     HttpRequestHost = "httpRequestHost", Some(460);
@@ -444,7 +441,6 @@ impl FlowRecord {
             Field::PeerWorkloadImage => detail(&self.labels.peer_details, |of| &of.image),
             Field::PeerWorkloadProject => detail(&self.labels.peer_details, |of| &of.project),
             Field::PeerWorkloadService => detail(&self.labels.peer_details, |of| &of.service),
-            Field::PeerDnsName => label(&self.labels.peer_dns_name),
             Field::ApplicationName => label(&self.labels.application_name),
             Field::TlsServerName => label(&self.labels.tls_server_name),
             Field::HttpRequestHost => label(&self.labels.http_request_host),

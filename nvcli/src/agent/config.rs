@@ -53,8 +53,6 @@ pub(crate) struct Config {
     pub(crate) decap: bool,
     /// Records that wait for their names, at most.
     pub(crate) queue: usize,
-    /// Addresses whose names are remembered.
-    pub(crate) dns_names: usize,
     /// Where records go.
     pub(crate) exports: Vec<Export>,
 }
@@ -83,7 +81,6 @@ struct File {
     rule: Vec<RuleFile>,
     capture: Capture,
     metering: Metering,
-    names: Names,
     export: Vec<toml::Spanned<ExportConfig>>,
 }
 
@@ -103,12 +100,6 @@ struct Metering {
     active_timeout: Option<Time>,
     decap: Option<bool>,
     queue: Option<Between<1, 16_777_216>>,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct Names {
-    dns_names: Option<Between<0, 16_777_216>>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -322,7 +313,6 @@ impl Config {
                 .map_or(Duration::from_secs(1_800), |time| time.0),
             decap: file.metering.decap.unwrap_or(false),
             queue: file.metering.queue.map_or(65_536, |most| most.0 as usize),
-            dns_names: file.names.dns_names.map_or(65_536, |most| most.0 as usize),
             exports,
         };
         config.check()
@@ -404,7 +394,6 @@ impl Config {
                 new.queue,
             ),
         );
-        differs("[names]", self.dns_names != new.dns_names);
         let exports = |config: &Self| format!("{:?}", config.exports);
         differs("[[export]]", exports(self) != exports(new));
         changed

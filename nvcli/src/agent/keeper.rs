@@ -12,7 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use nvcapture::Timestamp;
 use nvflow::WorkloadDetails;
 use nvnet::{
-    Attachment, Error, Health, LinkEvent, LinkNews, Mode, Netns, Orphan, Plan, Session, Workload,
+    Attachment, AttachmentId, Error, Health, LinkEvent, LinkNews, Mode, Netns, Orphan, Plan,
+    Session, Workload,
 };
 
 use super::board::{self, Board, Known, Place, Subject};
@@ -26,6 +27,8 @@ use crate::target::Target;
 
 /// How often everything is looked at although nobody says that something changed.
 const ROUND: Duration = Duration::from_secs(15);
+/// After so many such rounds addresses are read again that no engine tells of: each takes a visit to its namespace.
+const ADDRESSES: u64 = 4;
 /// A network that is being set up is left alone until it has been quiet for so long.
 const QUIET: Duration = Duration::from_millis(300);
 /// What is left when a container ends is cleared away so much later: the kernel needs a moment.
@@ -91,6 +94,14 @@ enum What {
 }
 
 impl What {
+    /// What the configuration names, if it is that.
+    fn target(&self) -> Option<&Target> {
+        match self {
+            Self::Container(..) => None,
+            Self::Target(target) => Some(target),
+        }
+    }
+
     /// The container, and which engine it is of.
     fn container(&self) -> Option<(usize, &Container)> {
         match self {
@@ -139,6 +150,9 @@ pub(crate) struct Keeper {
     /// How often more that is done if something is there that nobody is known to have.
     sweeps: u32,
     round: Instant,
+    rounds: u64,
+    /// What was read inside namespaces that no engine tells of.
+    addresses: HashMap<(AttachmentId, u64), Vec<IpAddr>>,
     /// Something is to be put on the board.
     changed: bool,
 }
@@ -198,6 +212,8 @@ impl Keeper {
             sweep: Some(Instant::now()),
             sweeps: 0,
             round: Instant::now() + ROUND,
+            rounds: 0,
+            addresses: HashMap::new(),
             changed: true,
         };
         keeper.take_targets();
@@ -424,17 +440,24 @@ impl Keeper {
             of.peek().is_some() && of.all(|a| a.health == Health::Whole)
         };
         for kept in self.kept.values_mut() {
-            let is_target = matches!(kept.what, What::Target(_));
-            let is_due = match kept.state {
-                State::Attached(_) => {
-                    kept.netns.is_none_or(|(inode, _)| !whole(inode)) || is_target
-                }
-                State::Waiting | State::Failed(_) => is_target,
+            let is_due = match (&kept.state, &kept.what) {
+                (State::Attached(_), what) => kept.netns.is_none_or(|(inode, _)| {
+                    // A name may stand for another namespace by now.
+                    !whole(inode)
+                        || what
+                            .target()
+                            .is_some_and(|target| inode_of(target) != Some(inode))
+                }),
+                (State::Waiting | State::Failed(_), What::Target(_)) => true,
                 _ => false,
             };
             if is_due && kept.due.is_none() {
                 kept.due = Some(Instant::now());
             }
+        }
+        self.rounds += 1;
+        if self.rounds.is_multiple_of(ADDRESSES) {
+            self.addresses.clear();
         }
         if attached.is_empty() {
             self.sweep.get_or_insert_with(Instant::now);
@@ -563,13 +586,7 @@ impl Keeper {
                 }
                 netns
             }
-            What::Target(target) => match target {
-                Target::Pid(pid) => Netns::of_pid(*pid),
-                Target::NetnsName(name) => Netns::named(name),
-                Target::NetnsPath(path) => Netns::at_path(path),
-                Target::Container(_) => return Ok(State::Ignored),
-            }
-            .map_err(|_| Trouble::Ended)?,
+            What::Target(target) => open(target).ok_or(Trouble::Ended)?,
         };
         if netns == self.host {
             return Ok(State::HostNetwork);
@@ -849,7 +866,9 @@ impl Keeper {
             };
             // Engines tell where their containers are; of others the namespace does.
             if found.is_none_or(|(_, container)| container.is_none()) {
-                for address in crate::names::addresses(&attachment) {
+                let key = (attachment.id, attachment.netns_inode());
+                let read = || crate::names::addresses(&attachment);
+                for &address in self.addresses.entry(key).or_insert_with(read).iter() {
                     places.entry(address).or_default().push(Place {
                         network: None,
                         workload: Arc::clone(&known),
@@ -906,6 +925,21 @@ impl State {
             Self::Failed(why) => ("failed", Some(why.clone())),
         }
     }
+}
+
+/// The namespace that a target names now.
+fn open(target: &Target) -> Option<Netns> {
+    match target {
+        Target::Pid(pid) => Netns::of_pid(*pid).ok(),
+        Target::NetnsName(name) => Netns::named(name).ok(),
+        Target::NetnsPath(path) => Netns::at_path(path).ok(),
+        // The configuration refuses them.
+        Target::Container(_) => None,
+    }
+}
+
+fn inode_of(target: &Target) -> Option<u64> {
+    open(target).map(|netns| netns.id().ino)
 }
 
 fn is_alive(container: &Container) -> bool {
