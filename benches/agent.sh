@@ -61,7 +61,7 @@ mkdir -p "$work/image/bin"
 cp "$(command -v busybox)" "$work/image/bin/busybox"
 for applet in sh ping; do ln -s busybox "$work/image/bin/$applet"; done
 tar -C "$work/image" -c . | docker import - nvb:agent >/dev/null
-gateway=$(docker network inspect bridge -f '{{(index .IPAM.Config 0).Gateway}}')
+gateway=$(ip -4 -o addr show docker0 | awk '{sub("/.*", "", $4); print $4}')
 for mode in inline mirror; do
   start --engine "${DOCKER_HOST#unix://}" --mode "$mode"
   for n in $(seq 20); do
