@@ -171,7 +171,7 @@ impl Engine {
     }
 
     /// The names of all containers.
-    pub(crate) fn names(&self) -> Result<Vec<String>> {
+    pub(crate) fn all_names(&self) -> Result<Vec<String>> {
         Ok(self.list()?.into_iter().flat_map(|one| one.names).collect())
     }
 

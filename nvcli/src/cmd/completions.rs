@@ -45,7 +45,7 @@ pub(crate) fn names(args: &Names) -> Result<()> {
     if !args.attached
         && let Ok(engine) = Engine::connect()
     {
-        names.extend(engine.names().unwrap_or_default());
+        names.extend(engine.all_names().unwrap_or_default());
     }
     names.sort();
     names.dedup();
