@@ -138,6 +138,14 @@ pub enum Error {
         /// What is wrong there.
         what: &'static str,
     },
+    /// There is not so much memory.
+    #[error("{octets} octets of memory are not to be had")]
+    Memory {
+        /// How much was asked for.
+        octets: usize,
+        /// Why not.
+        source: std::collections::TryReserveError,
+    },
     /// What is to be written does not fit into the format.
     #[error("cannot write the capture: {what}")]
     Unwritable {

@@ -129,6 +129,17 @@ pub enum PacketType {
     Outgoing,
 }
 
+impl PacketType {
+    /// All of them, by their place in the enumeration.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Host,
+        Self::Broadcast,
+        Self::Multicast,
+        Self::OtherHost,
+        Self::Outgoing,
+    ];
+}
+
 /// What the source says of the packets that a frame stands for.
 ///
 /// Offloads let a host hand many packets of one connection around as one frame, a super-frame: the sender's before it is cut (TSO, UDP

@@ -28,6 +28,7 @@ mod error;
 mod file;
 pub mod filter;
 mod frame;
+mod recorder;
 #[cfg(feature = "ring")]
 mod ring;
 #[cfg(feature = "ring")]
@@ -51,6 +52,7 @@ pub use error::Error;
 #[cfg(feature = "file")]
 pub use file::{CaptureFile, FileBlock, FileFrames, FileInterface};
 pub use frame::{Frame, FrameMeta, LinkType, PacketType, SegmentSize, Timestamp, VlanTag};
+pub use recorder::{FlightRecorder, Position, Recorded, RecorderStats};
 pub use source::{FrameBlock, FrameSource, Next};
 pub use stats::SourceStats;
 #[doc(hidden)]
