@@ -51,6 +51,7 @@ pub(crate) enum Command {
     Flows(Flows),
     Capture(Capture),
     Status(crate::cmd::status::Status),
+    Dump(crate::cmd::dump::Dump),
     /// See it work: two containers made for it, real HTTP and DNS, the check of every frame, nothing left behind
     ///
     /// Needs root and nothing else: no Docker, no network. Everything happens in network namespaces of its own, which
@@ -244,9 +245,15 @@ pub(crate) struct Flows {
     /// Connections kept at the same time, at most
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = positive)]
     pub(crate) max_connections: usize,
-    /// Octets of a frame that the kernel keeps for reading; headers need no more than the default [default: 256]
+    /// Octets of a frame that the kernel keeps for reading; headers need no more than the default [default: 256; 1600 with --keep]
     #[arg(long, value_name = "OCTETS", value_parser = clap::value_parser!(u32).range(64..=262_144))]
     pub(crate) snaplen: Option<u32>,
+    /// Keep the last frames in so much memory, such as 64M, for `nvcli dump`
+    #[arg(long, value_name = "SIZE", value_parser = kept_size, conflicts_with = "read")]
+    pub(crate) keep: Option<usize>,
+    /// With --keep: frames are forgotten after this time
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10m", requires = "keep")]
+    pub(crate) keep_for: Duration,
     /// Longest packet of the link: what is longer and not told how it is cut counts as several; 0: as one [default: 1500; live: nv-br's]
     #[arg(long, value_name = "OCTETS")]
     pub(crate) mtu: Option<u32>,
@@ -280,6 +287,7 @@ pub(crate) enum SortKey {
 #[command(after_help = "\
 Examples:
   nvcli capture web-1 -w web.pcapng --duration 10s
+  nvcli capture web-1 -w web.pcapng --rotate 64M --files 10    the last 640 MiB, for as long as it takes
   nvcli capture web-1 db-1 -w - | tshark -r -")]
 pub(crate) struct Capture {
     /// What to capture: an attached container, pid:N or netns:NAME
@@ -288,6 +296,12 @@ pub(crate) struct Capture {
     /// Where to write (- for standard output); an old file is replaced
     #[arg(short, long, value_name = "FILE")]
     pub(crate) write: PathBuf,
+    /// Begin another file when one has so many octets, such as 64M or 1G: FILE gets a number, web-00001.pcapng; each is whole by itself
+    #[arg(long, value_name = "SIZE", value_parser = file_size)]
+    pub(crate) rotate: Option<u64>,
+    /// Keep this many of those files: the oldest is deleted for a new one
+    #[arg(long, value_name = "N", requires = "rotate", value_parser = positive)]
+    pub(crate) files: Option<usize>,
     /// Only frames that this filter takes, as of tcpdump: 'udp port 53 or icmp' (docs/filters.md)
     #[arg(short, long = "filter", value_name = "FILTER")]
     pub(crate) expression: Option<String>,
@@ -327,6 +341,41 @@ pub(crate) struct Completions {
     /// The shell
     #[arg(value_name = "SHELL")]
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// Octets as people write them: a number with K, M or G, of 1,024 each.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "a number of octets is needed, such as 65536, 512K, 64M or 1G".to_owned();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit {
+        "" => 0,
+        "K" | "k" | "KiB" => 10,
+        "M" | "m" | "MiB" => 20,
+        "G" | "g" | "GiB" => 30,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// A flight recorder's memory.
+fn kept_size(text: &str) -> Result<usize, String> {
+    match usize::try_from(size(text)?) {
+        Ok(octets @ 0x1_0000..) => Ok(octets),
+        Ok(_) => Err("it has to be 64K at least".to_owned()),
+        Err(_) => Err("there is not so much memory".to_owned()),
+    }
+}
+
+/// A file's size: room for its head and some frames.
+fn file_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        octets @ 0x1_0000.. => Ok(octets),
+        _ => Err("a file has at least 64K".to_owned()),
+    }
 }
 
 fn positive(text: &str) -> Result<usize, String> {
@@ -385,6 +434,33 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, octets) in [
+            ("0", 0),
+            ("65536", 65_536),
+            ("64K", 65_536),
+            ("64M", 64 << 20),
+            ("1G", 1 << 30),
+            ("3GiB", 3 << 30),
+        ] {
+            assert_eq!(size(text), Ok(octets), "{text}");
+        }
+        for text in [
+            "",
+            "M",
+            "1.5M",
+            "-1",
+            "1T",
+            "64MB",
+            "99999999999999999999",
+            "99999999999G",
+        ] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        assert!(file_size("63K").is_err());
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

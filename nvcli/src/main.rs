@@ -4,6 +4,7 @@
 
 mod agent;
 mod args;
+mod capture_file;
 mod cmd;
 mod container;
 mod engine;
@@ -16,6 +17,7 @@ mod names;
 mod open;
 mod orphan;
 mod queue;
+mod recorder;
 mod render;
 mod signals;
 mod target;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Flows(args) => cmd::flows::run(args, say).map(|()| Exit::Done),
         Command::Capture(args) => cmd::capture::run(args, say).map(|()| Exit::Done),
         Command::Status(args) => cmd::status::run(args).map(|()| Exit::Done),
+        Command::Dump(args) => cmd::dump::run(args, say).map(|()| Exit::Done),
         Command::Demo => cmd::demo::run().map(|()| Exit::Done),
         Command::Doctor(args) => cmd::doctor::run(args, say),
         Command::Completions(args) => cmd::completions::run(args).map(|()| Exit::Done),

@@ -8,11 +8,13 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use beside::{Beside, number};
-use common::{Need, chain, ensure, privileged, same, sh_in};
+use common::{Need, chain, ensure, privileged, same, sh, sh_in};
 use libtest_mimic::{Arguments, Failed};
+use nvcapture::{CaptureFile, Next};
 use nvnet::lab::{Lab, LabContainer};
 use nvnet::{Mode, Netns, Plan, Workload};
 use serde_json::Value;
@@ -20,6 +22,7 @@ use serde_json::Value;
 type Test = Result<(), Failed>;
 
 const NEEDS: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2];
+const WITH_TSHARK: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2, Need::Tshark];
 const MODES: [(&str, Mode); 2] = [("inline", Mode::Inline), ("mirror", Mode::Mirror)];
 
 fn main() {
@@ -36,6 +39,17 @@ fn main() {
         NEEDS,
         doctor_says_which_mode_is_safe,
     ));
+    for (name, test) in [
+        (
+            "filters_choose_frames_of_an_attached_container",
+            filters as fn() -> Test,
+        ),
+        ("captures_are_bounded_and_each_file_is_whole", captures),
+        ("a_capture_to_a_pipe_ends_by_itself", to_a_pipe),
+        ("the_last_frames_are_there_when_somebody_asks", last_frames),
+    ] {
+        trials.push(privileged(name, WITH_TSHARK, test));
+    }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
@@ -154,8 +168,32 @@ impl Net {
         self.lab.host.run(|| Beside::start(command, ready))?
     }
 
-    /// A connection from `client` to `web` that carries so many octets each way, and is over when this returns.
-    fn exchange(&self, octets: usize) -> Test {
+    fn beside_in(
+        &self,
+        directory: &Path,
+        arguments: &[&str],
+        ready: &str,
+    ) -> Result<Beside, Failed> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+        command.args(arguments).env("NVCLI_RUN_DIR", directory);
+        self.lab.host.run(|| Beside::start(command, ready))?
+    }
+
+    /// nvcli on the host, which has to succeed: what it printed on standard output and error.
+    fn done(&self, arguments: &[&str], directory: &Path) -> Result<(Vec<u8>, String), Failed> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+        command.args(arguments).env("NVCLI_RUN_DIR", directory);
+        let output = self.lab.host.run(|| command.output())??;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure(
+            output.status.success(),
+            format!("nvcli {arguments:?}: {told}"),
+        )?;
+        Ok((output.stdout, told))
+    }
+
+    /// A connection from `client` to `web` that carries so many octets each way, and is over when this returns; tells the server's port.
+    fn exchange(&self, octets: usize) -> Result<u16, Failed> {
         let address = IpAddr::from(self.web().ipv4);
         let listener = self
             .web()
@@ -184,7 +222,7 @@ impl Net {
                 "timeout 20 sh -c 'while ss -tanH exclude listening exclude time-wait | grep -q .; do :; done'",
             )?;
         }
-        Ok(())
+        Ok(to.port())
     }
 }
 
@@ -261,7 +299,7 @@ fn super_frames(mode: Mode) -> Test {
     };
     let passed = || counted(host, &veth);
     let before = (queued()?, sent()?, passed()?);
-    net.exchange(20 << 20)?;
+    net.exchange(20 << 20).map(drop)?;
     let after = (queued()?, sent()?, passed()?);
     let (out, err) = flows.end()?;
 
@@ -323,4 +361,312 @@ impl<I: Iterator<Item = Result<(u64, u64), Failed>>> SumPairs for I {
             Ok((a + c, b + d))
         })
     }
+}
+
+/// The kernel leaves out what the filter does not take, and only that.
+fn filters() -> Test {
+    let net = Net::new(Mode::Inline)?;
+    let web = net.web().ipv4;
+    let of_web = format!("host {web} and tcp");
+    let expressions = [
+        (vec!["tcp"], true),
+        (vec![of_web.as_str()], true),
+        (vec!["udp", "or", "arp"], false),
+        (vec!["not", "host", "10.78.0.3"], false),
+        (vec!["tcp[tcpflags] & tcp-syn != 0"], true),
+    ];
+    let mut beside = Vec::new();
+    for (expression, takes) in &expressions {
+        let arguments = [&["flows", "--output", "json"], &expression[..]].concat();
+        beside.push((net.beside(&arguments, "metering")?, expression, takes));
+    }
+    let port = net.exchange(100_000)?;
+    for (flows, expression, takes) in beside {
+        let (out, err) = flows.end()?;
+        let tcp: Vec<Value> = records(&out)?
+            .into_iter()
+            .filter(|record| record["protocolIdentifier"] == 6)
+            .collect();
+        let context = format!("{expression:?}: {out}{err}");
+        same(&context, tcp.len(), usize::from(*takes))?;
+        let Some(record) = tcp.first() else { continue };
+        same(
+            &context,
+            &record["destinationTransportPort"],
+            &Value::from(port),
+        )?;
+        if expression[0].starts_with("tcp[") {
+            same(&context, number(&err, "metered")?, 2)?;
+        } else {
+            same(&context, &record["initiatorOctets"], &Value::from(100_000))?;
+        }
+        same(&context, number(&err, "not IP")?, 0)?;
+    }
+    Ok(())
+}
+
+/// The octets of a frame, and how many there were on the wire.
+type Kept = (Vec<u8>, u32);
+
+/// What a file holds, and what the capture lost by its own account.
+fn read(file: &Path) -> Result<(Vec<Kept>, u64), Failed> {
+    let mut capture = CaptureFile::open(file)?;
+    let mut frames = Vec::new();
+    while let Next::Block(block) = capture.next_block()? {
+        frames.extend(
+            block
+                .frames()
+                .map(|frame| (frame.octets().to_vec(), frame.wire_len())),
+        );
+    }
+    let lost = capture
+        .interfaces()
+        .iter()
+        .map(|interface| interface.dropped)
+        .sum();
+    Ok((frames, lost))
+}
+
+/// Wireshark's tools read the file and have nothing to complain of; gives what capinfos says.
+fn opens_elsewhere(file: &Path) -> Result<String, Failed> {
+    let file = file.display();
+    let told = sh(&format!(
+        "tshark -r {file} 2>&1 >/dev/null | grep -v 'Running as user' | cat; capinfos -M {file} 2>&1"
+    ))?;
+    for complaint in ["arning", "rror", "cut short", "amage", "appears to"] {
+        ensure(!told.contains(complaint), told.clone())?;
+    }
+    Ok(told)
+}
+
+fn listed(directory: &Path, prefix: &str) -> Result<Vec<PathBuf>, Failed> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn captures() -> Test {
+    let net = Net::new(Mode::Inline)?;
+    let directory = tempfile::tempdir()?;
+    let path = |name: &str| directory.path().join(name);
+    let shown = |name: &str| path(name).display().to_string();
+    let (all, rotated, last, cut) = (
+        shown("all.pcapng"),
+        shown("turn.pcapng"),
+        shown("last"),
+        shown("cut"),
+    );
+    // As it was attached: by the name of its workload.
+    let of = |more: &[&str]| -> Result<Beside, Failed> {
+        net.beside(
+            &[&["capture", "web", "--filter", "tcp"], more].concat(),
+            "capturing 1 interfaces",
+        )
+    };
+    let beside = [
+        of(&["-w", &all])?,
+        of(&["-w", &rotated, "--rotate", "256K"])?,
+        of(&["-w", &last, "--rotate", "256K", "--files", "2"])?,
+        of(&["-w", &cut, "--snaplen", "100"])?,
+    ];
+    net.exchange(2 << 20)?;
+    for capture in beside {
+        let (_, err) = capture.end()?;
+        same(&err, number(&err, "dropped by the kernel")?, 0)?;
+    }
+    let (frames, lost) = read(&path("all.pcapng"))?;
+    same("lost", lost, 0)?;
+    ensure(frames.len() > 100, format!("{} frames", frames.len()))?;
+    let told = opens_elsewhere(&path("all.pcapng"))?;
+    for expected in [
+        "Name = web/eth0",
+        "Description = eth0 of container web",
+        "Time precision = nanoseconds (9)",
+        "Number of stat entries = 1",
+        &format!("Number of packets = {}", frames.len()),
+    ] {
+        ensure(
+            told.contains(expected),
+            format!("without `{expected}`: {told}"),
+        )?;
+    }
+    let file = &all;
+    let (address, mac) = (net.web().ipv4, net.web().mac);
+    // tshark tells the direction, and which address the frame has: leaving from the container's, entering to it.
+    let ways = sh(&format!(
+        "tshark -r {file} -T fields -e frame.packet_flags_direction -e ip.src -e eth.src -e eth.dst 2>/dev/null | sort -u"
+    ))?;
+    let ways: Vec<Vec<&str>> = ways
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    same("ways", ways.len(), 2)?;
+    for way in ways {
+        let [direction, source, from, to] = way[..] else {
+            return Err(format!("{way:?}").into());
+        };
+        let leaves = source == address.to_string();
+        same(
+            "direction",
+            u32::from_str_radix(direction.trim_start_matches("0x"), 16)?,
+            if leaves { 2 } else { 1 },
+        )?;
+        same(
+            "own address",
+            if leaves { from } else { to },
+            &mac.to_string(),
+        )?;
+    }
+
+    let parts = listed(directory.path(), "turn-")?;
+    ensure(parts.len() > 8, format!("{parts:?}"))?;
+    same("first", &parts[0], &path("turn-00001.pcapng"))?;
+    let mut together = Vec::new();
+    for part in &parts {
+        ensure(part.metadata()?.len() <= 256 << 10, format!("{part:?}"))?;
+        // tshark takes a second to start.
+        if part == &parts[1] || Some(part) == parts.last() {
+            opens_elsewhere(part)?;
+        }
+        together.extend(read(part)?.0);
+    }
+    ensure(together == frames, "the files together are not the one")?;
+    let kept = listed(directory.path(), "last-")?;
+    same("kept", kept.len(), 2)?;
+    let mut tail = Vec::new();
+    for part in &kept {
+        tail.extend(read(part)?.0);
+    }
+    ensure(frames.ends_with(&tail), "not the last frames")?;
+
+    let (cut, _) = read(&path("cut"))?;
+    let expected: Vec<_> = frames
+        .iter()
+        .map(|(octets, wire_len)| (octets[..octets.len().min(100)].to_vec(), *wire_len))
+        .collect();
+    ensure(cut == expected, "cut otherwise than at 100 octets")
+}
+
+fn to_a_pipe() -> Test {
+    let net = Net::new(Mode::Inline)?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("piped.pcapng");
+    let script = format!(
+        "{} capture web -w - --count 20 --filter tcp > {}",
+        env!("CARGO_BIN_EXE_nvcli"),
+        file.display()
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]);
+    let capture = net.lab.host.run(|| Beside::start(command, "capturing"))??;
+    net.exchange(1 << 20)?;
+    let (_, err) = capture.wait()?;
+    same(&err, number(&err, "frames written")?, 20)?;
+    same("frames", read(&file)?.0.len(), 20)?;
+    opens_elsewhere(&file)?;
+    // And after a time.
+    let (out, err) = net.done(
+        &["capture", "web", "-w", "-", "--duration", "50ms"],
+        directory.path(),
+    )?;
+    same(&err, number(&err, "frames written")?, 0)?;
+    std::fs::write(&file, out)?;
+    opens_elsewhere(&file)?;
+    Ok(())
+}
+
+/// What happened before somebody came.
+fn last_frames() -> Test {
+    let net = Net::new(Mode::Inline)?;
+    let directory = tempfile::tempdir()?;
+    let run = directory.path().join("run");
+    let file = directory.path().join("before.pcapng");
+    let shown = file.display().to_string();
+    let dump = |more: &[&str]| net.done(&[&["dump", "web", "-w", &shown], more].concat(), &run);
+    let refused = |expected: &str| -> Test {
+        match dump(&[]) {
+            Ok((_, told)) => Err(format!("dumped: {told}").into()),
+            Err(error) => {
+                let told = format!("{error:?}");
+                ensure(told.contains(expected), told)?;
+                ensure(!file.exists(), "a file of nothing")
+            }
+        }
+    };
+    refused("nobody keeps")?;
+    let flows = net.beside_in(
+        &run,
+        &[
+            "flows",
+            "--output",
+            "json",
+            "--keep",
+            "16M",
+            "--snaplen",
+            "65536",
+        ],
+        "metering",
+    )?;
+    let other = Net::new(Mode::Inline)?;
+    net.exchange(1 << 20)?;
+    // The frames are with the recorder once the ring has handed their block over.
+    let mut frames = Vec::new();
+    for _ in 0..200 {
+        dump(&["--last", "60s"])?;
+        frames = read(&file)?.0;
+        let fins = frames.iter().filter(|(octets, _)| {
+            octets.get(12..14) == Some(&[8, 0])
+                && octets.get(47).is_some_and(|flags| flags & 1 == 1)
+        });
+        if fins.count() >= 2 {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    let told = opens_elsewhere(&file)?;
+    ensure(told.contains("Name = web/eth0"), told)?;
+    let (out, _) = net.done(&["flows", "--output", "json", "--read", &shown], &run)?;
+    let connection: Vec<Value> = records(std::str::from_utf8(&out)?)?
+        .into_iter()
+        .filter(|record| record["protocolIdentifier"] == 6)
+        .collect();
+    same("connections", connection.len(), 1)?;
+    same(
+        "octets there",
+        &connection[0]["initiatorOctets"],
+        &Value::from(1 << 20),
+    )?;
+    same(
+        "octets back",
+        &connection[0]["responderOctets"],
+        &Value::from(1 << 20),
+    )?;
+    ensure(
+        frames
+            .iter()
+            .all(|(octets, _)| !octets[..12].windows(4).any(|four| four == b"NeuV")),
+        "marks were left in the frames",
+    )?;
+    // Nothing is younger than that by now.
+    dump(&["--last", "1ms"])?;
+    same("of the last millisecond", read(&file)?.0.len(), 0)?;
+    let (piped, _) = net.done(&["dump", "web", "-w", "-"], &run)?;
+    std::fs::write(&file, piped)?;
+    same("through a pipe", read(&file)?.0.len() >= frames.len(), true)?;
+    // Another host's frames are kept by nobody.
+    let elsewhere = other.done(&["dump", "web", "-w", "-"], &run);
+    ensure(
+        elsewhere.is_err_and(|error| format!("{error:?}").contains("nobody keeps")),
+        "frames of another nv-br",
+    )?;
+    flows.end()?;
+    std::fs::remove_file(&file)?;
+    refused("nobody keeps")?;
+    same("sockets left", listed(&run, "recorder-")?.len(), 0)
 }

@@ -6,6 +6,7 @@ use std::fs::Metadata;
 use std::io::{self, BufWriter, IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nvcapture::{
@@ -21,6 +22,7 @@ use crate::export::{self, Export, Pace, Stage, Totals};
 use crate::expression::{self, OfFiles};
 use crate::names::Names;
 use crate::open::{host, net};
+use crate::recorder::{self, Recorder};
 use crate::render::flows::{Csv, Json, Lines, Table};
 use crate::render::progress::Progress;
 use crate::render::table::terminal_width;
@@ -34,6 +36,8 @@ const TICK: Duration = Duration::from_millis(100);
 const LATENESS: Duration = Duration::from_millis(500);
 /// Enough for Ethernet, two tags, IPv6 with extension headers and TCP with all options.
 const SNAPLEN: u32 = 256;
+/// What is kept of a frame for `nvcli dump`: a whole packet of Ethernet's, but not all of a super-frame.
+const KEPT: u32 = 1_600;
 /// Records that are held back for sorting when no count is given.
 const SORTED: usize = 1_000_000;
 
@@ -517,8 +521,17 @@ fn live(
                 .remedy(format!("nvcli attach {wanted}")));
         }
     }
+    let recorder = match args.keep {
+        Some(octets) => {
+            let recorder = Recorder::new(octets, args.keep_for)?;
+            let served = recorder::serve(Arc::clone(&recorder), host()?.id())?;
+            Some((recorder, served))
+        }
+        None => None,
+    };
+    let default = if recorder.is_some() { KEPT } else { SNAPLEN };
     let config = RingConfig {
-        snaplen: Some(args.snaplen.unwrap_or(SNAPLEN)),
+        snaplen: Some(args.snaplen.unwrap_or(default)),
         filter,
         ..RingConfig::default()
     };
@@ -535,7 +548,9 @@ fn live(
     if let To::Lines(_) = out.to {
         say.note("metering; records come as connections end, Ctrl-C ends it with those still open");
     }
-    let gone = metering(&mut ring, meter, &mut out, interrupt, until)?;
+    let kept = recorder.as_ref().map(|(recorder, _)| recorder.as_ref());
+    let gone = metering((&mut ring, kept), meter, &mut out, interrupt, until)?;
+    drop(recorder);
     if !out.is_full() {
         meter
             .finish(&mut out)
@@ -559,7 +574,7 @@ fn live(
 
 /// Meters until the end is asked for; tells why when the interface ended it.
 fn metering(
-    ring: &mut Ring,
+    (ring, recorder): (&mut Ring, Option<&Recorder>),
     meter: &mut Meter,
     out: &mut Output<'_>,
     interrupt: &Interrupt,
@@ -571,6 +586,9 @@ fn metering(
     loop {
         match ring.next_block(Some(TICK)) {
             Ok(Next::Block(block)) => {
+                if let Some(recorder) = recorder {
+                    recorder.keep(block.frames());
+                }
                 let _full = meter.observe(block.frames(), out).map_err(output)?;
             }
             Ok(Next::TimedOut) => {}
@@ -601,6 +619,9 @@ fn metering(
         due = now + TICK;
         // Whether the sink is full is asked of itself, above.
         let _full = meter.expire(frame_clock(), out).map_err(output)?;
+        if let Some(recorder) = recorder {
+            recorder.expire(frame_clock());
+        }
         if let Some(names) = &mut out.names {
             // What was known stays good enough until the kernel answers again.
             if let Err(error) = names.refresh() {

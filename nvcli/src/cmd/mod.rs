@@ -7,6 +7,7 @@ pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod detach;
 pub(crate) mod doctor;
+pub(crate) mod dump;
 pub(crate) mod flows;
 pub(crate) mod list;
 pub(crate) mod man;

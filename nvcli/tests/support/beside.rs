@@ -35,9 +35,14 @@ impl Beside {
     }
 
     /// Interrupts it, and gives what it printed on standard output and error.
-    pub(crate) fn end(mut self) -> Result<(String, String), Failed> {
+    pub(crate) fn end(self) -> Result<(String, String), Failed> {
         let pid = nix::unistd::Pid::from_raw(self.child.id().try_into()?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+        self.wait()
+    }
+
+    /// Waits until it ends by itself, and gives the same.
+    pub(crate) fn wait(mut self) -> Result<(String, String), Failed> {
         let (mut out, mut err) = (String::new(), String::new());
         self.child
             .stdout
