@@ -911,14 +911,14 @@ fn leaves_nothing() -> Test {
         let mut ring = Ring::open(&config, "right")?;
         check(packet_sockets()? == 1, "one packet socket")?;
         Sender::new()?.send(1, 100)?;
-        if round % 8 == 0 {
+        if round.is_multiple_of(8) {
             // Closed while a block is lent, too.
             let block = ring.next_block(Some(Duration::from_secs(20)))?;
             let came = matches!(block, Next::Block(block) if block.len() == 1);
             check(came, "a block with one frame")?;
         }
         drop(ring);
-        if round % 20 == 0 {
+        if round.is_multiple_of(20) {
             check(Ring::open(&refused, "right").is_err(), "a refusal")?;
         }
         Ok(())

@@ -62,6 +62,9 @@ pub(crate) struct Rotation {
     pub(crate) files: Option<usize>,
 }
 
+/// Where the blocks of a capture go.
+type Writer = CaptureWriter<Box<dyn Write>>;
+
 /// A capture being written: one file, a pipe, or numbered files each of which is whole by itself.
 pub(crate) struct Files {
     /// `-`: standard output.
@@ -69,7 +72,7 @@ pub(crate) struct Files {
     rotation: Rotation,
     interfaces: Vec<Captured>,
     /// The numbers of the file being written and of those before it that are kept.
-    current: (PathBuf, CaptureWriter<Box<dyn Write>>),
+    current: (PathBuf, Writer),
     older: VecDeque<PathBuf>,
     number: u64,
     /// Frames that the kernel has dropped so far, and those of them that earlier files tell of.
@@ -259,7 +262,7 @@ fn shown(path: &Path) -> String {
 fn begin<'d>(
     path: &Path,
     interfaces: impl Iterator<Item = &'d InterfaceDescription>,
-) -> Result<(CaptureWriter<Box<dyn Write>>, Vec<InterfaceNumber>)> {
+) -> Result<(Writer, Vec<InterfaceNumber>)> {
     let out: Box<dyn Write> = if is_stdout(path) {
         Box::new(io::stdout())
     } else {

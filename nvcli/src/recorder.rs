@@ -434,7 +434,7 @@ mod tests {
     fn exchange(recorder: &Arc<Recorder>, line: &[u8]) -> (Told, Vec<u8>) {
         let (client, server) = UnixStream::pair().unwrap();
         (&client).write_all(line).unwrap();
-        let answered = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             scope.spawn(|| {
                 answer(&server, recorder, NETNS, &AtomicBool::new(false)).unwrap();
                 drop(server.shutdown(std::net::Shutdown::Both));
@@ -452,8 +452,7 @@ mod tests {
                 assert_eq!(capture.interfaces()[0].dropped, 0);
             }
             (told, numbers)
-        });
-        answered
+        })
     }
 
     fn line(request: &Request) -> Vec<u8> {
