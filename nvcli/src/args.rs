@@ -227,7 +227,7 @@ pub(crate) struct Flows {
     /// How records are written
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) output: RecordOutput,
-    /// Send the records there too (docs/export.md); may be given again: file:PATH, stdout, unix:PATH, ipfix+udp://HOST:PORT, ipfix+tcp://HOST:PORT, prometheus://HOST:PORT, nats://HOST:PORT
+    /// Send the records there too (docs/export.md); may be given again: file:PATH, stdout, unix:PATH, ipfix+udp://HOST:PORT, ipfix+tcp://HOST:PORT, prometheus://HOST:PORT, nats://HOST:PORT, otlp+http://HOST:PORT
     #[arg(short = 'x', long = "export", value_name = "URL")]
     pub(crate) exports: Vec<ExportConfig>,
     /// Hold the records back until the end and put the largest first

@@ -87,6 +87,8 @@ pub(crate) enum Kind {
     Prometheus,
     /// JSON to NATS JetStream.
     Nats,
+    /// Log records of OpenTelemetry.
+    Otlp,
 }
 
 impl Kind {
@@ -99,6 +101,7 @@ impl Kind {
             Self::Ipfix => "ipfix",
             Self::Prometheus => "prometheus",
             Self::Nats => "nats",
+            Self::Otlp => "otlp",
         }
     }
 }
@@ -170,6 +173,8 @@ pub(crate) enum To {
     Prometheus(PrometheusTo),
     /// See [`Kind::Nats`].
     Nats(NatsTo),
+    /// See [`Kind::Otlp`].
+    Otlp(OtlpTo),
 }
 
 /// A file, and when the next one is begun.
@@ -215,6 +220,13 @@ pub(crate) struct PrometheusTo {
     pub(crate) address: String,
     /// Workloads and protocols that are told apart, at most.
     pub(crate) series: usize,
+}
+
+/// A collector of OpenTelemetry.
+#[derive(Clone, Debug)]
+pub(crate) struct OtlpTo {
+    /// Host and port.
+    pub(crate) address: String,
 }
 
 /// A broker of NATS with JetStream.
@@ -271,6 +283,9 @@ impl ExportConfig {
                 series: between("series", self.series.map(|n| n.0), 1_000, 1, 1_000_000)? as usize,
             }),
             Kind::Nats => To::Nats(self.nats()?),
+            Kind::Otlp => To::Otlp(OtlpTo {
+                address: self.needed_address(4318)?,
+            }),
         };
         let name = match (&self.name, &to) {
             (Some(name), _) if name.is_empty() => return wrong("name", "it is empty"),
@@ -284,6 +299,7 @@ impl ExportConfig {
             },
             (None, To::Prometheus(to)) => format!("prometheus://{}", to.address),
             (None, To::Nats(to)) => format!("nats://{}", to.address),
+            (None, To::Otlp(to)) => format!("otlp+http://{}", to.address),
         };
         // Nobody has to fetch the last sums.
         let flush = match self.kind {
@@ -301,7 +317,7 @@ impl ExportConfig {
 
     /// No field that this kind does not look at.
     fn only_its_own(&self) -> Result<(), ConfigError> {
-        use Kind::{File, Ipfix, Nats, Prometheus, Unix};
+        use Kind::{File, Ipfix, Nats, Otlp, Prometheus, Unix};
         let given: [(&'static str, bool, &[Kind]); 23] = [
             ("path", self.path.is_some(), &[File, Unix]),
             ("max-size", self.max_size.is_some(), &[File]),
@@ -310,7 +326,7 @@ impl ExportConfig {
             (
                 "address",
                 self.address.is_some(),
-                &[Ipfix, Prometheus, Nats],
+                &[Ipfix, Prometheus, Nats, Otlp],
             ),
             ("series", self.series.is_some(), &[Prometheus]),
             ("user", self.user.is_some(), &[Nats]),
@@ -552,6 +568,10 @@ impl FromStr for ExportConfig {
                 put("kind", scheme);
                 put("address", &decoded(authority())?);
             }
+            "otlp+http" => {
+                put("kind", "otlp");
+                put("address", &decoded(authority())?);
+            }
             "nats" => {
                 put("kind", scheme);
                 let (who, address) = authority().rsplit_once('@').unwrap_or(("", authority()));
@@ -568,7 +588,7 @@ impl FromStr for ExportConfig {
             _ => {
                 return wrong(
                     "",
-                    "file:PATH, stdout, unix:PATH, ipfix+udp://HOST:PORT, ipfix+tcp://HOST:PORT, prometheus://HOST:PORT or nats://HOST:PORT is needed",
+                    "file:PATH, stdout, unix:PATH, ipfix+udp://HOST:PORT, ipfix+tcp://HOST:PORT, prometheus://HOST:PORT, nats://HOST:PORT or otlp+http://HOST:PORT is needed",
                 );
             }
         }

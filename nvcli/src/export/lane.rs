@@ -358,6 +358,12 @@ impl Lane {
         }
     }
 
+    /// The collector refused something, and answers still.
+    pub(super) fn said(&self, why: &str) {
+        self.failed(why);
+        self.connected.store(true, Ordering::Relaxed);
+    }
+
     /// Something went wrong; told when it is new.
     pub(super) fn failed(&self, why: &str) {
         let was_connected = self.connected.swap(false, Ordering::Relaxed);

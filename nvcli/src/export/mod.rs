@@ -11,6 +11,7 @@ mod ipfix;
 mod lane;
 mod lines;
 mod nats;
+mod otlp;
 mod prometheus;
 mod stream;
 
@@ -115,6 +116,10 @@ impl Stage {
                             .remedy("an address of this machine and a port that nobody has")
                     })?)
                 }
+                To::Otlp(to) => Box::new(otlp::Otlp::new(to).map_err(|source| {
+                    CliError::new(format!("cannot start the exporter {}", export.name))
+                        .because(source)
+                })?),
                 To::Nats(to) => Box::new(nats::Nats::open(to).map_err(|source| {
                     let directory = to.spool.as_deref().unwrap_or(std::path::Path::new(""));
                     CliError::new(format!("cannot use the buffer {}", directory.display()))

@@ -46,6 +46,11 @@ fn main() {
             prometheus_scrapes_the_sums,
         ),
     ];
+    trials.push(privileged(
+        "a_live_run_exports_with_names",
+        &[Need::Netns, Need::Ebpf],
+        a_live_run_exports_with_names,
+    ));
     for (name, test) in [
         (
             "a_nats_consumer_gets_every_record",
@@ -63,7 +68,11 @@ fn main() {
         trials.push(privileged(name, &[Need::Nats], test));
     }
     type Plain = (&'static str, fn() -> Result<(), Failed>);
-    let plain: [Plain; 10] = [
+    let plain: [Plain; 11] = [
+        (
+            "otlp_is_what_opentelemetry_reads",
+            otlp_is_what_opentelemetry_reads,
+        ),
         (
             "metrics_are_served_to_whoever_asks_properly",
             metrics_are_served_to_whoever_asks_properly,
@@ -1167,4 +1176,216 @@ fn a_broker_that_is_away_costs_what_the_buffer_cannot_hold() -> Result<(), Faile
     same("kept and lost", kept + lost, 5_000)?;
     ensure(kept > 50, &said)?;
     ensure(kept * 700 < 150 << 10, &said)
+}
+
+/// Reads a request of HTTP; gives its body.
+fn request_of(stream: &mut BufReader<TcpStream>) -> Result<Option<Vec<u8>>, Failed> {
+    let mut length = 0;
+    let mut line = String::new();
+    let mut is_first = true;
+    loop {
+        line.clear();
+        if stream.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        if std::mem::take(&mut is_first) {
+            same("request", line.trim(), "POST /v1/logs HTTP/1.1")?;
+        }
+        let (key, value) = line.split_once(':').unwrap_or_default();
+        match key.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.trim().parse()?,
+            "content-type" => same("content type", value.trim(), "application/json")?,
+            _ if line == "\r\n" => break,
+            _ => {}
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    Ok(Some(body))
+}
+
+fn otlp_is_what_opentelemetry_reads() -> Result<(), Failed> {
+    use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+
+    let fixture = Fixture::new(1_200)?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let url = format!("otlp+http://{}?flush=50s", listener.local_addr()?);
+    let child = Running::start(fixture.command("json", &[&url]))?;
+    let ended = std::thread::spawn(move || child.output().map_err(|error| format!("{error:?}")));
+    // It is busy, closes in the middle, then takes some but not all, then refuses, and takes the rest.
+    let answers = [
+        Some(("503 Service Unavailable", "")),
+        None,
+        Some((
+            "200 OK",
+            "{\"partialSuccess\":{\"rejectedLogRecords\":\"2\",\"errorMessage\":\"too old\"}}",
+        )),
+        Some(("400 Bad Request", "{\"message\":\"not this one\"}")),
+    ];
+    let mut bodies = Vec::new();
+    let mut answers = answers.into_iter();
+    listener.set_nonblocking(true)?;
+    until("it ends", || {
+        let Ok((stream, _)) = listener.accept() else {
+            return Ok(ended.is_finished());
+        };
+        stream.set_nonblocking(false)?;
+        let mut stream = BufReader::new(stream);
+        while let Some(body) = request_of(&mut stream)? {
+            let Some((status, said)) = answers.next().unwrap_or(Some(("200 OK", "{}"))) else {
+                break;
+            };
+            bodies.push((status, body));
+            write!(
+                stream.get_mut(),
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{said}",
+                said.len()
+            )?;
+        }
+        Ok(false)
+    })?;
+    let output = ended.join().map_err(|_| "the thread panicked")??;
+    let said = text(&output.stderr);
+    let shown = records(&text(&output.stdout))?;
+    let mut read = Vec::new();
+    let mut refused = 2;
+    for (status, body) in &bodies {
+        // OpenTelemetry's own types, which know the JSON of their protocol.
+        let request: ExportLogsServiceRequest = serde_json::from_slice(body)?;
+        let logs: Vec<_> = request
+            .resource_logs
+            .iter()
+            .flat_map(|resource| &resource.scope_logs)
+            .flat_map(|scope| &scope.log_records)
+            .cloned()
+            .collect();
+        if status.starts_with("503") {
+            ensure(!logs.is_empty(), "an empty request")?;
+            continue;
+        }
+        refused += if status.starts_with("400") {
+            logs.len()
+        } else {
+            0
+        };
+        read.extend(logs);
+    }
+    same("records", read.len(), shown.len())?;
+    for (log, json) in read.iter().zip(&shown) {
+        let micros = json["flowStartMicroseconds"].as_u64();
+        same("time", Some(log.time_unix_nano / 1_000), micros)?;
+        let mut keys = 0;
+        for attribute in &log.attributes {
+            let expected = match attribute.key.strip_prefix("handshakeRttMicroseconds.") {
+                Some(part) => &json["handshakeRttMicroseconds"][part],
+                None => &json[&attribute.key],
+            };
+            let value = attribute
+                .value
+                .as_ref()
+                .and_then(|value| value.value.clone());
+            let is_same = match value {
+                Some(Any::IntValue(number)) => expected.as_i64() == Some(number),
+                Some(Any::StringValue(text)) => expected.as_str() == Some(&text),
+                _ => false,
+            };
+            ensure(is_same, format!("{attribute:?} is not {expected}"))?;
+            keys += usize::from(
+                !attribute.key.ends_with(".server")
+                    || json["handshakeRttMicroseconds"]["client"].is_null(),
+            );
+        }
+        same(
+            "attributes",
+            Some(keys),
+            json.as_object().map(serde_json::Map::len),
+        )?;
+    }
+    same("exit code", output.status.code(), Some(1))?;
+    let exported = format!("{} of 1,200 records exported", shown.len() - refused);
+    ensure(said.contains(&exported), &said)?;
+    ensure(said.contains(&format!("{refused} were refused")), &said)?;
+    ensure(said.contains("not this one"), &said)
+}
+
+fn a_live_run_exports_with_names() -> Result<(), Failed> {
+    use nvnet::lab::Lab;
+    use nvnet::{Plan, Workload};
+
+    const CONNECTIONS: usize = 20;
+    let lab = Lab::new(&["web", "client"])?;
+    let (web, client) = (&lab.containers[0], &lab.containers[1]);
+    let workload = Workload {
+        name: "web".into(),
+        ..Workload::default()
+    };
+    Plan::new(&lab.host, &web.netns, workload)
+        .check()
+        .and_then(|plan| plan.attach())
+        .map_err(common::chain)?;
+    common::sh_in(&lab.host, "ip link set lo up")?;
+    let collector = lab.host.run(|| UdpSocket::bind("127.0.0.1:0"))??;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("flows.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+    command
+        .args([
+            "flows",
+            "tcp",
+            "--output",
+            "json",
+            "--count",
+            &CONNECTIONS.to_string(),
+        ])
+        .arg("--export")
+        .arg(format!("file:{}", file.display()))
+        .arg("--export")
+        .arg(format!("ipfix+udp://{}", collector.local_addr()?))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = Running(lab.host.run(|| command.spawn())??);
+    let mut said = BufReader::new(child.0.stderr.take().ok_or("no standard error")?);
+    let mut line = String::new();
+    while !line.contains("metering") {
+        line.clear();
+        ensure(said.read_line(&mut line)? > 0, "it ended")?;
+    }
+    let listener = web.netns.run(|| TcpListener::bind((web.ipv4, 0)))??;
+    let to = listener.local_addr()?;
+    for _ in 0..CONNECTIONS {
+        let mut near = client.netns.run(|| TcpStream::connect(to))??;
+        let (mut far, _) = listener.accept()?;
+        near.write_all(b"ask")?;
+        near.shutdown(std::net::Shutdown::Write)?;
+        far.read_to_end(&mut Vec::new())?;
+        far.write_all(b"answer")?;
+        drop(far);
+        near.read_to_end(&mut Vec::new())?;
+    }
+    let (messages, output) = received(&collector, child)?;
+    let mut rest = String::new();
+    said.read_to_string(&mut rest)?;
+    ensure(output.status.success(), rest)?;
+    let shown = text(&output.stdout);
+    same("file", std::fs::read_to_string(&file)?, shown.clone())?;
+    let mut decoder = Decoder::default();
+    for message in &messages {
+        decoder.message(message)?;
+    }
+    same("records", decoder.records.len(), CONNECTIONS)?;
+    for (record, json) in decoder.records.iter().zip(records(&shown)?) {
+        same("workload", json["workload"].as_str(), Some("web"))?;
+        // The default enterprise number, and our elements for workload and vantage.
+        for (id, name) in [(15, "web"), (18, "ingress")] {
+            let octets = record.get(&(32_473, id)).map(|octets| text(octets));
+            same("element", octets.as_deref(), Some(name))?;
+        }
+        same(
+            "observationPointId",
+            of(record, (0, 138)),
+            json["observationPointId"].as_u64(),
+        )?;
+    }
+    Ok(())
 }
