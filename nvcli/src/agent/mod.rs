@@ -172,6 +172,17 @@ impl State {
         stage.as_ref().map(Stage::stats).unwrap_or_default()
     }
 
+    /// Tells the exporters that pass it on what became of frames and connections.
+    fn tell_exporters(&self) {
+        let stats = self.rings.stats();
+        let mut source = stats.source;
+        source.dropped += stats.unread;
+        let stage = self.stage.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stage) = &*stage {
+            stage.totals(export::Totals::new(&stats.meter, &source));
+        }
+    }
+
     /// Everything in numbers.
     fn status(&self) -> Status {
         let config = self.config();
@@ -566,6 +577,7 @@ fn look_after(
                     .remedy("its messages above tell why"),
             );
         }
+        state.tell_exporters();
         watchdog.pat();
     }
 }
