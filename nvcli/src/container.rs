@@ -149,7 +149,7 @@ impl Engine {
     }
 
     /// The names that containers of these ids have now, by id.
-    pub(crate) fn names(&self, ids: Vec<String>) -> Result<Vec<(String, String)>> {
+    pub(crate) fn names_of(&self, ids: Vec<String>) -> Result<Vec<(String, String)>> {
         let listed = self.list_some(Some(HashMap::from([("id".to_owned(), ids)])))?;
         // Names with a slash in them are those that others gave it (links).
         let own = |one: Listed| {

@@ -53,7 +53,10 @@ impl Current {
         if self.engine.is_none() {
             self.engine = Engine::connect().ok();
         }
-        let told = self.engine.as_ref().map(|engine| engine.names(ids.clone()));
+        let told = self
+            .engine
+            .as_ref()
+            .map(|engine| engine.names_of(ids.clone()));
         let Some(Ok(told)) = told else {
             // Names that were told before are still the newest there are.
             self.engine = None;
