@@ -24,11 +24,20 @@ pub(crate) struct Counters {
 impl Counters {
     #[inline(always)]
     fn add(&mut self, direction: usize, amounts: [u32; 4]) {
-        let (low, high) = (&mut self.low[direction], &mut self.high[direction]);
-        for (place, amount) in amounts.into_iter().enumerate() {
-            let (sum, carry) = low[place].overflowing_add(amount);
-            low[place] = sum;
-            high[place] = high[place].wrapping_add(carry.into());
+        let low = &mut self.low[direction];
+        let sums: [u32; 4] = std::array::from_fn(|place| low[place].wrapping_add(amounts[place]));
+        *low = sums;
+        let carries: [bool; 4] = std::array::from_fn(|place| sums[place] < amounts[place]);
+        if carries[0] | carries[1] | carries[2] | carries[3] {
+            self.carry(direction, carries);
+        }
+    }
+
+    /// Once in 4 GiB.
+    #[cold]
+    fn carry(&mut self, direction: usize, carries: [bool; 4]) {
+        for (high, carry) in self.high[direction].iter_mut().zip(carries) {
+            *high = high.wrapping_add(carry.into());
         }
     }
 
@@ -143,11 +152,8 @@ pub(crate) struct Step {
     pub(crate) micros: u64,
     /// The clock's time.
     pub(crate) now: u64,
-    pub(crate) ip_octets: u32,
-    pub(crate) frame_octets: u32,
-    pub(crate) payload_octets: u32,
-    /// Packets on the wire: 1, unless it is a super-frame.
-    pub(crate) packets: u32,
+    /// What it adds to the counters: packets on the wire (1, unless it is a super-frame), octets of IP, of the frame, of the payload.
+    pub(crate) amounts: [u32; 4],
     /// The slot its connection may be in.
     pub(crate) candidate: u32,
     pub(crate) segment: Segment,
@@ -155,7 +161,7 @@ pub(crate) struct Step {
     pub(crate) direction: Direction,
     pub(crate) ttl: u8,
     pub(crate) dscp: u8,
-    /// The receiver is the initiator, if this is the first frame.
+    /// The receiver is the initiator, if this is the first frame; of TCP the segment tells that.
     pub(crate) is_answer: bool,
     /// Whether the sender is inside the container, or the receiver; neither where that is not known.
     pub(crate) sender_inside: Option<bool>,
@@ -171,10 +177,7 @@ impl Step {
         hash: 0,
         micros: 0,
         now: 0,
-        ip_octets: 0,
-        frame_octets: 0,
-        payload_octets: 0,
-        packets: 1,
+        amounts: [0; 4],
         candidate: NONE,
         segment: Segment {
             sequence: 0,
@@ -189,6 +192,27 @@ impl Step {
         is_answer: false,
         sender_inside: None,
     };
+
+    /// Word by word: a whole key would be read back wider than it was written, which stalls.
+    #[inline(always)]
+    pub(crate) const fn set_key(&mut self, key: &FlowKey) {
+        self.key.rest[0] = key.rest[0];
+        self.key.rest[1] = key.rest[1];
+        self.key.addresses[0] = key.addresses[0];
+        self.key.addresses[1] = key.addresses[1];
+        self.key.addresses[2] = key.addresses[2];
+        self.key.addresses[3] = key.addresses[3];
+    }
+
+    #[inline(always)]
+    pub(crate) const fn packets(&self) -> u32 {
+        self.amounts[0]
+    }
+
+    #[inline(always)]
+    pub(crate) const fn payload_octets(&self) -> u32 {
+        self.amounts[3]
+    }
 }
 
 impl Entry {
@@ -224,7 +248,8 @@ impl Entry {
     pub(crate) fn opened_by(step: &Step, addresses: u64) -> Self {
         let sender_high = step.direction == Direction::Down;
         let mut marks = 0;
-        if sender_high != step.is_answer {
+        let is_answer = step.is_answer || (step.has_segment && step.segment.answers());
+        if sender_high != is_answer {
             marks |= mark::INITIATOR_HIGH;
         }
         if let Some(sender) = step.sender_inside {
@@ -367,22 +392,16 @@ impl Entry {
     }
 
     /// Counts the frame of `step`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn count(&mut self, step: &Step) {
         let side = step.direction as usize;
-        self.counters.add(
-            side,
-            [
-                step.packets,
-                step.ip_octets,
-                step.frame_octets,
-                step.payload_octets,
-            ],
-        );
+        self.counters.add(side, step.amounts);
         self.last = step.now as u32;
-        let [lowest, highest] = &mut self.ttl[side];
-        *lowest = (*lowest).min(step.ttl);
-        *highest = (*highest).max(step.ttl);
+        let ttl = &mut self.ttl[side];
+        // Nearly always the same.
+        if *ttl != [step.ttl; 2] {
+            *ttl = [ttl[0].min(step.ttl), ttl[1].max(step.ttl)];
+        }
         self.dscp[side] = (self.dscp[side] & 0x80) | step.dscp;
         match step.micros.checked_sub(self.start) {
             Some(duration) => self.set_duration(duration.max(self.duration())),

@@ -84,6 +84,7 @@ impl BucketIndex {
         let count = (capacity / 8 + 1).min(u32::MAX as usize);
         let mut buckets = Vec::new();
         buckets.try_reserve_exact(count)?;
+        nvcapture::prefer_huge_pages(&buckets);
         buckets.resize(count, Bucket::EMPTY);
         Ok(Self { buckets })
     }

@@ -15,12 +15,18 @@ use crate::{
     Direction, Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig, MeterStats, Sink,
 };
 
-/// Frames whose memory is waited for together.
+/// Places in the line of frames that wait for memory.
 ///
 /// Each needs up to four cache lines from anywhere in the table: the index, both lines of the entry, and TCP's block (or the
-/// addresses of IPv6 as a fifth). One frame after the other, every line would be waited for; in a batch they come while others are worked
-/// on. 32 is where more brought nothing (benches/table.rs).
-const BATCH: usize = 32;
+/// addresses of IPv6 as a fifth). One frame after the other, every line would be waited for; in a line they come while others are worked
+/// on: a frame that enters it asks for the index, so many frames later for what that tells, and when it leaves all is there.
+const LINE: usize = 32;
+/// How many frames behind it a frame asks for its entry, for its addresses, and is counted. More brought nothing (benches/table.rs).
+const LOOK: usize = 8;
+const LOOK_ADDRESSES: usize = 16;
+const COUNT: usize = 24;
+
+const _: () = assert!(LOOK < LOOK_ADDRESSES && LOOK_ADDRESSES < COUNT && COUNT < LINE);
 
 /// Meters frames into connections.
 ///
@@ -37,6 +43,12 @@ const BATCH: usize = 32;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Meter {
+    metering: Metering,
+    line: Box<[Step; LINE]>,
+}
+
+/// All of a meter but its line.
+struct Metering {
     config: MeterConfig,
     active: u64,
     clock: Clock,
@@ -48,17 +60,14 @@ pub struct Meter {
     beyond_frames: u64,
     /// Frames longer than this may be super-frames where the source does not tell.
     longest: u32,
-    batch: Box<[Step]>,
-    /// How many frames are in the batch.
-    filled: usize,
-    /// Of each frame in the batch; stays empty unless tunnels are looked into.
-    tunnels: Vec<Option<Tunnel>>,
+    /// Of each frame in the line; empty unless tunnels are looked into.
+    tunnels: Box<[Option<Tunnel>]>,
 }
 
 impl fmt::Debug for Meter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Meter")
-            .field("config", &self.config)
+            .field("config", &self.metering.config)
             .field("stats", &self.stats())
             .finish_non_exhaustive()
     }
@@ -71,7 +80,8 @@ impl Meter {
     /// 32 more for IPv6. Fails when there is not so much.
     pub fn new(config: MeterConfig) -> Result<Self, Error> {
         let table = Table::new(&config)?;
-        Ok(Self {
+        let tunnels = if config.decapsulate { LINE } else { 0 };
+        let metering = Metering {
             active: u64::try_from(config.timeouts.active.as_micros()).unwrap_or(u64::MAX),
             clock: Clock::default(),
             table,
@@ -82,10 +92,12 @@ impl Meter {
             stats: MeterStats::default(),
             beyond_frames: 0,
             longest: config.mtu.unwrap_or(u32::MAX),
-            batch: vec![Step::EMPTY; BATCH].into_boxed_slice(),
-            filled: 0,
-            tunnels: Vec::with_capacity(if config.decapsulate { BATCH } else { 0 }),
+            tunnels: vec![None; tunnels].into_boxed_slice(),
             config,
+        };
+        Ok(Self {
+            metering,
+            line: Box::new([Step::EMPTY; LINE]),
         })
     }
 
@@ -97,15 +109,42 @@ impl Meter {
         frames: impl IntoIterator<Item = Frame<'f>>,
         sink: &mut S,
     ) -> Result<ControlFlow<()>, S::Error> {
+        let Self { metering, line } = self;
         let mut out = Out::new(sink);
-        for frame in frames {
-            self.take(&frame);
-            if self.filled == BATCH {
-                self.work_off(&mut out);
+        // How many frames have entered the line.
+        let mut taken: usize = 0;
+        // By `for_each`: a source may know a shorter way from frame to frame than by being asked for each.
+        frames.into_iter().for_each(|frame| {
+            if !metering.take(&frame, &mut line[taken % LINE], taken % LINE) {
+                return;
             }
+            if let Some(place) = taken.checked_sub(LOOK) {
+                metering.look(&mut line[place % LINE]);
+            }
+            if let Some(place) = taken.checked_sub(LOOK_ADDRESSES) {
+                metering.look_for_addresses(&line[place % LINE]);
+            }
+            if let Some(place) = taken.checked_sub(COUNT) {
+                metering.count(&line[place % LINE], place % LINE, &mut out);
+            }
+            taken += 1;
+        });
+        let left = |behind: usize| taken.saturating_sub(behind)..taken;
+        for place in left(LOOK) {
+            metering.look(&mut line[place % LINE]);
         }
-        self.work_off(&mut out);
-        out.finish(&mut self.stats)
+        for place in left(LOOK_ADDRESSES) {
+            metering.look_for_addresses(&line[place % LINE]);
+        }
+        for place in left(COUNT) {
+            metering.count(&line[place % LINE], place % LINE, &mut out);
+        }
+        // The last frames may have been of no connection, and yet tell the time.
+        let now = metering.clock.now();
+        if metering.table.is_due(now) {
+            metering.expire_until(now, &mut out);
+        }
+        out.finish(&mut metering.stats)
     }
 
     /// Makes the records of connections that have been idle for too long at the time `now`, without a frame that tells it.
@@ -114,21 +153,23 @@ impl Meter {
         now: Timestamp,
         sink: &mut S,
     ) -> Result<ControlFlow<()>, S::Error> {
-        let now = self.clock.advance(now.as_micros());
+        let metering = &mut self.metering;
+        let now = metering.clock.advance(now.as_micros());
         let mut out = Out::new(sink);
-        self.expire_until(now, &mut out);
-        out.finish(&mut self.stats)
+        metering.expire_until(now, &mut out);
+        out.finish(&mut metering.stats)
     }
 
     /// Makes the records of all connections. The table is empty then, unless the sink wanted no more: those it was not shown stay.
     pub fn finish<S: Sink>(&mut self, sink: &mut S) -> Result<ControlFlow<()>, S::Error> {
+        let Metering { table, stats, .. } = &mut self.metering;
         let mut out = Out::new(sink);
         let mut shown = 0;
-        for slot in 0..self.table.slots_used() {
-            if self.table.entry(slot).is_free() {
+        for slot in 0..table.slots_used() {
+            if table.entry(slot).is_free() {
                 continue;
             }
-            out.record(&self.table.record(slot, Some(FlowEndReason::ForcedEnd)));
+            out.record(&table.record(slot, Some(FlowEndReason::ForcedEnd)));
             shown = slot + 1;
             if out.is_done() {
                 break;
@@ -136,14 +177,14 @@ impl Meter {
         }
         if out.is_done() {
             for slot in 0..shown {
-                if !self.table.entry(slot).is_free() {
-                    self.table.close(slot, self.table.hash_of(slot));
+                if !table.entry(slot).is_free() {
+                    table.close(slot, table.hash_of(slot));
                 }
             }
         } else {
-            self.table.clear();
+            table.clear();
         }
-        out.finish(&mut self.stats)
+        out.finish(stats)
     }
 
     /// Shows `visit` every open connection as it stands now, in no order; stops when told to.
@@ -151,9 +192,10 @@ impl Meter {
     /// Such a record's counts are those since the connection's last record. Its end reason is `None`, or
     /// [`FlowEndReason::EndOfFlowDetected`] for one that has ended and stays a little for what comes late.
     pub fn open(&self, mut visit: impl FnMut(&FlowRecord) -> ControlFlow<()>) -> ControlFlow<()> {
-        self.table
+        self.metering
+            .table
             .slots()
-            .try_for_each(|slot| visit(&self.table.record(slot, None)))
+            .try_for_each(|slot| visit(&self.metering.table.record(slot, None)))
     }
 
     /// As [`open`](Self::open) for up to `most` places of the table, from `from` on; tells from where to go on, `None` at the end.
@@ -166,11 +208,11 @@ impl Meter {
         most: u32,
         mut visit: impl FnMut(&FlowRecord),
     ) -> Option<u32> {
-        let used = self.table.slots_used();
+        let used = self.metering.table.slots_used();
         let end = from.saturating_add(most).min(used);
         for slot in from..end {
-            if !self.table.entry(slot).is_free() {
-                visit(&self.table.record(slot, None));
+            if !self.metering.table.entry(slot).is_free() {
+                visit(&self.metering.table.record(slot, None));
             }
         }
         (end < used).then_some(end)
@@ -178,22 +220,24 @@ impl Meter {
 
     /// Replaces [`MeterConfig::mtu`], as the interface's own changes.
     pub fn set_mtu(&mut self, mtu: Option<u32>) {
-        self.config.mtu = mtu;
-        self.longest = mtu.unwrap_or(u32::MAX);
+        self.metering.config.mtu = mtu;
+        self.metering.longest = mtu.unwrap_or(u32::MAX);
     }
 
     /// What was done so far.
     pub fn stats(&self) -> MeterStats {
         MeterStats {
-            connections: self.table.len() as u64,
-            packets: self.stats.metered + self.beyond_frames,
-            ..self.stats
+            connections: self.metering.table.len() as u64,
+            packets: self.metering.stats.metered + self.metering.beyond_frames,
+            ..self.metering.stats
         }
     }
+}
 
-    /// Reads a frame's headers into the batch.
-    #[inline]
-    fn take(&mut self, frame: &Frame<'_>) {
+impl Metering {
+    /// Reads a frame's headers into its place in the line; whether there is an IP packet in it.
+    #[inline(always)]
+    fn take(&mut self, frame: &Frame<'_>, step: &mut Step, place: usize) -> bool {
         self.stats.frames += 1;
         let micros = frame.timestamp().as_micros();
         let now = self.clock.advance(micros);
@@ -202,40 +246,64 @@ impl Meter {
             && frame.meta().vlan.is_none()
             && let Some(plain) = Plain::of(frame)
         {
-            return self.step_plain(frame, &plain, micros, now);
+            self.step_plain(frame, &plain, step);
+        } else {
+            // A copy, so that of the plain ones nothing need be in memory.
+            let frame = *frame;
+            if !self.take_odd(&frame, step, place, now) {
+                return false;
+            }
         }
+        step.micros = micros;
+        step.now = now;
+        self.table.prefetch_index(step.hash);
+        true
+    }
+
+    #[inline(never)]
+    fn take_odd(&mut self, frame: &Frame<'_>, step: &mut Step, place: usize, now: u64) -> bool {
         // By reference: headers that are moved are read back wider than they were written, which stalls.
         let parsed = Headers::parse(frame);
         let headers = match &parsed {
             Ok(headers) => headers,
             Err(WireError::NotIp { .. }) => {
                 self.stats.not_ip += 1;
-                return;
+                return false;
             }
             Err(_) => {
                 self.stats.unparsed += 1;
-                return;
+                return false;
             }
         };
         if self.config.decapsulate {
-            self.step_decapsulated(frame, headers, micros, now);
+            self.step_decapsulated(frame, headers, step, place, now);
         } else {
-            self.step(frame, headers, micros, now);
+            self.step(frame, headers, step, now);
         }
+        true
     }
 
     #[cold]
-    fn step_decapsulated(&mut self, frame: &Frame<'_>, outer: &Headers<'_>, micros: u64, now: u64) {
+    fn step_decapsulated(
+        &mut self,
+        frame: &Frame<'_>,
+        outer: &Headers<'_>,
+        step: &mut Step,
+        place: usize,
+        now: u64,
+    ) {
         let inner = outer.decapsulate();
         self.stats.decapsulated += u64::from(inner.is_some());
         let headers = inner.as_ref().unwrap_or(outer);
-        self.tunnels.push(headers.tunnel);
-        self.step(frame, headers, micros, now);
+        if let Some(tunnel) = self.tunnels.get_mut(place) {
+            *tunnel = headers.tunnel;
+        }
+        self.step(frame, headers, step, now);
     }
 
     /// As [`step`](Self::step), for the frames that nearly all traffic is made of.
     #[inline(always)]
-    fn step_plain(&mut self, frame: &Frame<'_>, plain: &Plain<'_>, micros: u64, now: u64) {
+    fn step_plain(&mut self, frame: &Frame<'_>, plain: &Plain<'_>, step: &mut Step) {
         let (observation_point, sender_inside) = self.config.observation.of(Some(&plain.ethernet));
         let (ports, segment) = match plain.transport {
             Transport::Tcp(tcp) => (
@@ -243,32 +311,28 @@ impl Meter {
                 Some(Segment::of(tcp)),
             ),
             Transport::Udp(udp) => ([udp.source_port(), udp.destination_port()], None),
-            _ => return,
+            // Plain frames are of TCP or UDP.
+            _ => ([0; 2], None),
         };
         let (key, direction) = FlowKey::of_plain(plain, ports, observation_point);
-        let has_segment = segment.is_some();
-        let segment = segment.unwrap_or_default();
-        let Some(step) = self.batch.get_mut(self.filled) else {
-            return;
-        };
-        self.filled += 1;
         step.hash = self.table.hash(&key);
-        step.key = key;
-        step.micros = micros;
-        step.now = now;
-        step.ip_octets = plain.ip_octets;
-        step.frame_octets = frame_octets(frame);
-        step.payload_octets = plain.payload_octets;
-        step.packets = 1;
-        step.segment = segment;
-        step.has_segment = has_segment;
+        step.set_key(&key);
+        step.amounts = [
+            1,
+            plain.ip_octets,
+            frame_octets(frame),
+            plain.payload_octets,
+        ];
+        step.has_segment = segment.is_some();
+        step.segment = segment.unwrap_or_default();
         step.direction = direction;
         step.ttl = plain.ip.time_to_live();
         step.dscp = plain.ip.dscp();
-        step.is_answer = has_segment && segment.answers();
+        step.is_answer = false;
         step.sender_inside = sender_inside;
         if self.may_be_super(frame) {
-            self.unfold(frame);
+            let frame = *frame;
+            self.unfold(&frame, step);
         }
     }
 
@@ -283,25 +347,19 @@ impl Meter {
         }
     }
 
-    /// Counts the last frame of the batch as the packets that it stands for.
+    /// Counts the frame of `step` as the packets that it stands for.
     #[cold]
-    fn unfold(&mut self, frame: &Frame<'_>) {
+    fn unfold(&mut self, frame: &Frame<'_>, step: &mut Step) {
         let Ok(outer) = Headers::parse(frame) else {
             return;
         };
         let Some(segments) = Segments::of(frame, &outer, self.config.mtu) else {
             return;
         };
-        let Some(step) = self
-            .filled
-            .checked_sub(1)
-            .and_then(|last| self.batch.get_mut(last))
-        else {
-            return;
-        };
-        step.packets = segments.count;
-        step.ip_octets += segments.repeated(step.ip_octets);
-        step.frame_octets += segments.repeated(step.frame_octets);
+        let [packets, ip_octets, frame_octets, _] = &mut step.amounts;
+        *packets = segments.count;
+        *ip_octets += segments.repeated(*ip_octets);
+        *frame_octets += segments.repeated(*frame_octets);
         self.stats.super_frames += 1;
         self.stats.super_frames_by_mtu += u64::from(segments.source == SegmentSource::Mtu);
         self.beyond_frames += u64::from(segments.count - 1);
@@ -311,11 +369,11 @@ impl Meter {
     #[cold]
     fn refuse(&mut self, step: &Step) {
         self.stats.refused += 1;
-        self.beyond_frames -= u64::from(step.packets - 1);
+        self.beyond_frames -= u64::from(step.packets() - 1);
     }
 
     #[inline(always)]
-    fn step(&mut self, frame: &Frame<'_>, headers: &Headers<'_>, micros: u64, now: u64) {
+    fn step(&mut self, frame: &Frame<'_>, headers: &Headers<'_>, step: &mut Step, now: u64) {
         let (observation_point, sender_inside) =
             self.config.observation.of(headers.ethernet.as_ref());
         let (mut key, mut direction) =
@@ -340,7 +398,7 @@ impl Meter {
                 segment = Segment::of(tcp);
                 has_segment = true;
                 payload_octets = headers.payload_octets;
-                segment.answers()
+                false
             }
             Transport::Udp(_) | Transport::Ports { .. } => {
                 payload_octets = headers.payload_octets;
@@ -354,19 +412,9 @@ impl Meter {
                 false
             }
         };
-        // Field by field: a whole one would be made elsewhere and copied, wider than it was written, which stalls.
-        let Some(step) = self.batch.get_mut(self.filled) else {
-            return;
-        };
-        self.filled += 1;
         step.hash = self.table.hash(&key);
-        step.key = key;
-        step.micros = micros;
-        step.now = now;
-        step.ip_octets = headers.ip_octets;
-        step.frame_octets = frame_octets(frame);
-        step.payload_octets = payload_octets;
-        step.packets = 1;
+        step.set_key(&key);
+        step.amounts = [1, headers.ip_octets, frame_octets(frame), payload_octets];
         step.segment = segment;
         step.has_segment = has_segment;
         step.direction = direction;
@@ -375,35 +423,28 @@ impl Meter {
         step.is_answer = is_answer;
         step.sender_inside = sender_inside;
         if self.may_be_super(frame) {
-            self.unfold(frame);
+            self.unfold(frame, step);
         }
     }
 
-    /// Counts the frames of the batch to their connections.
-    fn work_off<S: Sink>(&mut self, out: &mut Out<'_, S>) {
-        let mut all = std::mem::take(&mut self.batch);
-        let batch = &mut all[..std::mem::take(&mut self.filled)];
-        for step in &*batch {
-            self.table.prefetch_index(step.hash);
-        }
-        for step in &mut *batch {
-            step.candidate = self.table.candidate(step.hash);
-            self.table.prefetch_entry(step.candidate);
-        }
-        for step in &*batch {
-            if step.key.is_ipv6() {
-                self.table.prefetch_addresses(step.candidate);
-            }
-        }
-        for (place, step) in batch.iter().enumerate() {
-            self.meter(step, place, out);
-        }
-        self.batch = all;
-        self.tunnels.clear();
-    }
-
+    /// Asks for the entry that a frame in the line may be of.
     #[inline(always)]
-    fn meter<S: Sink>(&mut self, step: &Step, place: usize, out: &mut Out<'_, S>) {
+    fn look(&self, step: &mut Step) {
+        step.candidate = self.table.candidate(step.hash);
+        self.table.prefetch_entry(step.candidate);
+    }
+
+    /// Asks for the addresses of that entry, which tells where they are.
+    #[inline(always)]
+    fn look_for_addresses(&self, step: &Step) {
+        if step.key.is_ipv6() {
+            self.table.prefetch_addresses(step.candidate);
+        }
+    }
+
+    /// Counts a frame to its connection.
+    #[inline(always)]
+    fn count<S: Sink>(&mut self, step: &Step, place: usize, out: &mut Out<'_, S>) {
         if self.table.is_due(step.now) {
             self.expire_until(step.now, out);
         }

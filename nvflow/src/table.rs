@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use nvcapture::prefetch;
 use nvcapture::wire::Tunnel;
+use nvcapture::{prefer_huge_pages, prefetch};
 
 use crate::clock::Clock;
 use crate::entry::{Class, Entry, NONE, Step};
 use crate::index::BucketIndex;
-use crate::tcp::{TcpBlock, TcpEvents};
+use crate::tcp::{self, InLine, TcpBlock, TcpEvents};
 use crate::wheel::{BUCKET_SHIFT, Wheel};
 use crate::{Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig};
 
@@ -30,6 +30,7 @@ impl<T> Pool<T> {
     fn new(capacity: usize) -> Result<Self, std::collections::TryReserveError> {
         let mut items = Vec::new();
         items.try_reserve_exact(capacity)?;
+        prefer_huge_pages(&items);
         Ok(Self { items, free: NONE })
     }
 
@@ -87,6 +88,8 @@ pub(crate) struct Table {
     /// The wheels' bucket that is looked at next.
     at: u64,
     timeouts: [u32; Class::COUNT],
+    /// The shortest of them: who has been idle for less is not overdue, whatever it is.
+    shortest: u32,
     protect: u32,
     tcp_metrics: bool,
     /// The tick before which nothing can be given up.
@@ -112,10 +115,21 @@ impl Table {
             source,
         };
         let timeouts = &config.timeouts;
+        let timeouts = [
+            timeouts.tcp_established,
+            timeouts.tcp_half_open,
+            timeouts.tcp_closing,
+            timeouts.tcp_ended,
+            timeouts.udp,
+            timeouts.icmp,
+            timeouts.other,
+        ]
+        .map(Clock::ticks);
         let followed = if config.tcp_metrics { capacity } else { 0 };
         let (mut blocks, mut events) = (Vec::new(), Vec::new());
         blocks.try_reserve_exact(followed).map_err(memory)?;
         events.try_reserve_exact(followed).map_err(memory)?;
+        prefer_huge_pages(&blocks);
         Ok(Self {
             entries: Pool::new(capacity).map_err(memory)?,
             addresses: Pool::new(capacity).map_err(memory)?,
@@ -131,16 +145,8 @@ impl Table {
             expendable: Wheel::new(),
             kept: Wheel::new(),
             at: 0,
-            timeouts: [
-                timeouts.tcp_established,
-                timeouts.tcp_half_open,
-                timeouts.tcp_closing,
-                timeouts.tcp_ended,
-                timeouts.udp,
-                timeouts.icmp,
-                timeouts.other,
-            ]
-            .map(Clock::ticks),
+            timeouts,
+            shortest: timeouts.into_iter().fold(u32::MAX, u32::min),
             protect: Clock::ticks(config.protect),
             tcp_metrics: config.tcp_metrics,
             full_until: 0,
@@ -213,11 +219,16 @@ impl Table {
     }
 
     /// The slot of `key`'s connection.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&self, step: &Step) -> Option<u32> {
         if self.is_at(step.candidate, &step.key) {
             return Some(step.candidate);
         }
+        self.search(step)
+    }
+
+    #[inline(never)]
+    fn search(&self, step: &Step) -> Option<u32> {
         self.index
             .find(step.hash, |slot| self.is_at(slot, &step.key))
     }
@@ -231,7 +242,8 @@ impl Table {
     #[inline(always)]
     pub(crate) fn is_overdue(&self, slot: u32, now: u64) -> bool {
         let entry = self.entry(slot);
-        (now as u32).wrapping_sub(entry.last) > self.timeouts[entry.class() as usize]
+        let idle = (now as u32).wrapping_sub(entry.last);
+        idle > self.shortest && idle > self.timeouts[entry.class() as usize]
     }
 
     fn deadline(&self, entry: &Entry, now: u64) -> u64 {
@@ -267,29 +279,47 @@ impl Table {
     }
 
     /// Counts the frame of `step` to the connection in `slot`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn count(&mut self, slot: u32, step: &Step) {
-        let entry = &mut self.entries.items[slot as usize];
+        let place = slot as usize;
+        let entry = &mut self.entries.items[place];
         if step.has_segment {
-            let before = entry.state;
-            let place = slot as usize;
-            let mut block = self.blocks.get_mut(place).zip(self.events.get_mut(place));
-            if !entry.is_followed() {
-                if entry.packets() == 0 {
-                    // Most that come to no second one are worth no more memory than this.
-                    block = None;
-                } else if let Some((block, _)) = &mut block {
-                    **block = TcpBlock::EMPTY;
-                    entry.set_followed();
+            let block = self.blocks.get_mut(place).filter(|_| entry.is_followed());
+            match tcp::follow_in_line(entry, block, step) {
+                InLine::Yes => {}
+                InLine::No => return self.count_segment(slot, step),
+                InLine::DuplicateAck => {
+                    if let Some((block, events)) =
+                        self.blocks.get_mut(place).zip(self.events.get_mut(place))
+                    {
+                        block.duplicate_ack(events, step.direction as usize);
+                    }
                 }
             }
-            crate::tcp::follow(entry, block, step);
-            entry.count(step);
-            if entry.state != before {
-                self.follow_state(slot, before, step.now);
+        }
+        self.entries.items[place].count(step);
+    }
+
+    /// The same for any segment.
+    #[inline(never)]
+    fn count_segment(&mut self, slot: u32, step: &Step) {
+        let place = slot as usize;
+        let entry = &mut self.entries.items[place];
+        let before = entry.state;
+        let mut block = self.blocks.get_mut(place).zip(self.events.get_mut(place));
+        if !entry.is_followed() {
+            if entry.packets() == 0 {
+                // Most that come to no second one are worth no more memory than this.
+                block = None;
+            } else if let Some((block, _)) = &mut block {
+                **block = TcpBlock::EMPTY;
+                entry.set_followed();
             }
-        } else {
-            entry.count(step);
+        }
+        tcp::follow(entry, block, step);
+        entry.count(step);
+        if entry.state != before {
+            self.follow_state(slot, before, step.now);
         }
     }
 

@@ -86,16 +86,6 @@ impl Small {
     fn of_time(micros: u32) -> Self {
         Self::new(micros.saturating_add(1))
     }
-
-    /// The smoothed time after another `sample`: RFC 6298, section 2.3, alpha being 1/8.
-    #[inline(always)]
-    fn smoothed(self, sample: u32) -> Self {
-        let before = self.value();
-        let difference = i64::from(sample) + 1 - i64::from(before);
-        let next = i64::from(before) + difference / 8;
-        // None before: the sample itself. A sum of positive numbers, so positive.
-        Self::new(pick(before == 0, sample.saturating_add(1), next as u32))
-    }
 }
 
 /// `yes` if `condition` holds, else `no`; both are there already, so there is nothing to guess wrong.
@@ -108,17 +98,17 @@ const fn pick(condition: bool, yes: u32, no: u32) -> u32 {
     (yes & mask) | (no & !mask)
 }
 
-/// What [`TcpBlock`] waits for, per direction.
+/// What [`TcpBlock`] waits for, per direction, above the smoothed time.
 mod wait {
-    pub(super) const NOTHING: u8 = 0;
+    pub(super) const NOTHING: u32 = 0;
     /// For the acknowledgment of the octet before the number.
-    pub(super) const ACKNOWLEDGMENT: u8 = 1;
+    pub(super) const ACKNOWLEDGMENT: u32 = 1 << 24;
     /// For the octets from the number on, which were overtaken or lost.
-    pub(super) const GAP: u8 = 2;
+    pub(super) const GAP: u32 = 2 << 24;
     /// The bits of the above.
-    pub(super) const ALL: u8 = 3;
+    pub(super) const ALL: u32 = 3 << 24;
     /// Of the first direction alone: there are [`TcpEvents`](super::TcpEvents).
-    pub(super) const EVENTS: u8 = 1 << 7;
+    pub(super) const EVENTS: u32 = 1 << 31;
 }
 
 /// What TCP tells beside its state and any segment may change, per direction: half a cache line.
@@ -131,9 +121,8 @@ pub(crate) struct TcpBlock {
     since: [u32; 2],
     window: [u16; 2],
     zero_windows: [u16; 2],
-    smoothed: [Small; 2],
-    /// See [`wait`].
-    waits: [u8; 2],
+    /// The smoothed round trip in 24 bits, one more than it is, 0 for none; above it what is waited for, see [`wait`].
+    word: [u32; 2],
 }
 
 const _: () = assert!(size_of::<TcpBlock>() == 32);
@@ -161,42 +150,47 @@ impl TcpBlock {
         since: [0; 2],
         window: [0; 2],
         zero_windows: [0; 2],
-        smoothed: [Small([0; 3]); 2],
-        waits: [wait::NOTHING; 2],
+        word: [wait::NOTHING; 2],
     };
 
     #[inline(always)]
-    const fn waits_for(&self, side: usize) -> u8 {
-        self.waits[side] & wait::ALL
+    const fn waits_for(&self, side: usize) -> u32 {
+        self.word[side] & wait::ALL
     }
 
     #[inline(always)]
-    fn wait_for(&mut self, side: usize, what: u8) {
-        self.waits[side] = (self.waits[side] & !wait::ALL) | what;
+    fn wait_for(&mut self, side: usize, what: u32) {
+        self.word[side] = (self.word[side] & !wait::ALL) | what;
     }
 
     /// The events, as they are; none yet when they were not written since the block was taken.
     pub(crate) fn events(&self, events: &TcpEvents) -> TcpEvents {
-        if self.waits[0] & wait::EVENTS == 0 {
+        if self.word[0] & wait::EVENTS == 0 {
             TcpEvents::default()
         } else {
             *events
         }
     }
 
+    /// Counts an acknowledgment sent again by `side`.
+    #[cold]
+    pub(crate) fn duplicate_ack(&mut self, events: &mut TcpEvents, side: usize) {
+        self.happens(events).duplicate_acks[side].increment();
+    }
+
     /// The events, to be written.
     #[cold]
     fn happens<'e>(&mut self, events: &'e mut TcpEvents) -> &'e mut TcpEvents {
-        if self.waits[0] & wait::EVENTS == 0 {
+        if self.word[0] & wait::EVENTS == 0 {
             *events = TcpEvents::default();
-            self.waits[0] |= wait::EVENTS;
+            self.word[0] |= wait::EVENTS;
         }
         events
     }
 
     pub(crate) fn side(&self, events: &TcpEvents, side: usize) -> TcpSide {
         TcpSide {
-            smoothed_rtt_micros: self.smoothed[side].time(),
+            smoothed_rtt_micros: (self.word[side] & Small::MOST).checked_sub(1),
             retransmitted_segments: events.retransmitted[side].value(),
             out_of_order_segments: events.out_of_order[side].value(),
             duplicate_acks: events.duplicate_acks[side].value(),
@@ -210,22 +204,18 @@ impl TcpBlock {
             handshake: self.events(events).handshake,
             ..TcpEvents::default()
         };
-        self.waits[0] |= wait::EVENTS;
+        self.word[0] |= wait::EVENTS;
         self.zero_windows = Default::default();
     }
 
-    /// Follows what `side` sent: `octets` up to `end`, of which the first is `skipped` behind the one expected; `known` says whether any
-    /// was.
+    /// Follows what `side` sent: `octets` up to `end`, in line or not; `first` if none were seen before.
     #[inline(always)]
-    fn sent(&mut self, side: usize, octets: u32, end: u32, skipped: i32, known: bool, time: u32) {
+    fn sent(&mut self, side: usize, octets: u32, end: u32, in_line: bool, first: bool, time: u32) {
         let waits = self.waits_for(side);
-        let starts = (octets > 0) & (skipped == 0) & ((waits == wait::NOTHING) | !known);
+        let starts = (octets > 0) & in_line & ((waits == wait::NOTHING) | first);
         self.number[side] = pick(starts, end, self.number[side]);
         self.since[side] = pick(starts, time, self.since[side]);
-        self.wait_for(
-            side,
-            pick(starts, wait::ACKNOWLEDGMENT.into(), waits.into()) as u8,
-        );
+        self.wait_for(side, pick(starts, wait::ACKNOWLEDGMENT, waits));
     }
 
     /// Follows octets of `side` that are not the next ones: `expected` is the number of those.
@@ -253,7 +243,7 @@ impl TcpBlock {
             return;
         }
         // A keep-alive sends the last octet again, or none, on purpose.
-        if step.payload_octets <= 1
+        if step.payload_octets() <= 1
             && !segment.is_syn()
             && !segment.has(control::FIN)
             && skipped == -1
@@ -282,22 +272,27 @@ impl TcpBlock {
         time: u32,
         is_smoothed: bool,
     ) -> Option<u32> {
-        let waits = self.waits_for(other);
-        let comes =
-            (waits == wait::ACKNOWLEDGMENT) & (distance(acknowledgment, self.number[other]) >= 0);
+        let word = self.word[other];
+        let comes = (word & wait::ALL == wait::ACKNOWLEDGMENT)
+            & (distance(acknowledgment, self.number[other]) >= 0);
         let sample = time.wrapping_sub(self.since[other]);
-        self.wait_for(other, pick(comes, wait::NOTHING.into(), waits.into()) as u8);
         // Frames may be a little out of order: a time below zero is none.
         let counts = comes & (sample < 1 << 31);
-        let before = self.smoothed[other];
-        let after = pick(
-            counts & is_smoothed,
-            before.smoothed(sample).value(),
-            before.value(),
-        );
-        self.smoothed[other] = Small::new(after);
+        let before = word & Small::MOST;
+        let time = pick(counts & is_smoothed, smoothed(before, sample), before);
+        let waits = pick(comes, wait::NOTHING, word & wait::ALL);
+        self.word[other] = (word & wait::EVENTS) | waits | time;
         (counts & !is_smoothed).then_some(sample)
     }
+}
+
+/// The smoothed time after another `sample`: RFC 6298, section 2.3, alpha being 1/8. Both times are one more than they are, 0 for none.
+#[inline(always)]
+const fn smoothed(before: u32, sample: u32) -> u32 {
+    // Below 2^24, so what is between them is too.
+    let sample = pick(sample < Small::MOST, sample.wrapping_add(1), Small::MOST);
+    let difference = sample as i32 - before as i32;
+    pick(before == 0, sample, (before as i32 + difference / 8) as u32)
 }
 
 impl TcpEvents {
@@ -382,8 +377,67 @@ pub(crate) fn replaces(entry: &Entry, step: &Step) -> bool {
     !(entry.control[other] & control::ACK as u8 != 0 && entry.acknowledged[other] == next)
 }
 
+/// What [`follow_in_line`] made of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InLine {
+    /// It is another kind of segment; nothing was done.
+    No,
+    /// All was done.
+    Yes,
+    /// All was done but to count that it acknowledges the same again.
+    DuplicateAck,
+}
+
+/// Does what [`follow`] does for the segments that nearly all are: nothing but ACK and PSH, of an established connection both sides of
+/// which were seen, beginning where the last one ended.
+#[inline(always)]
+pub(crate) fn follow_in_line(
+    entry: &mut Entry,
+    block: Option<&mut TcpBlock>,
+    step: &Step,
+) -> InLine {
+    const SPECIAL: u16 = control::SYN | control::FIN | control::RST | control::ACK;
+    let segment = &step.segment;
+    let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
+    let octets = step.payload_octets();
+    let is_in_line = (segment.control & SPECIAL == control::ACK)
+        & (entry.state == state::ESTABLISHED)
+        & (entry.control[0] & entry.control[1] & control::ACK as u8 != 0)
+        & (segment.sequence == entry.sequence[side])
+        & (segment.window != 0)
+        & (octets < 1 << 31);
+    if !is_in_line {
+        return InLine::No;
+    }
+    let end = segment.sequence.wrapping_add(octets);
+    entry.sequence[side] = end;
+    let progress = acknowledgment_progress(entry, side, segment);
+    entry.acknowledged[side] = pick(
+        progress > 0,
+        segment.acknowledgment,
+        entry.acknowledged[side],
+    );
+    entry.add_control(side, segment.control);
+    let Some(block) = block else {
+        return InLine::Yes;
+    };
+    let time = step.micros as u32;
+    block.sent(side, octets, end, true, false, time);
+    let is_duplicate = (progress == 0)
+        & (octets == 0)
+        & (segment.window == block.window[side])
+        & (distance(entry.sequence[other], segment.acknowledgment) > 0);
+    block.window[side] = segment.window;
+    let _ = block.acknowledged(other, segment.acknowledgment, time, true);
+    if is_duplicate {
+        InLine::DuplicateAck
+    } else {
+        InLine::Yes
+    }
+}
+
 /// Follows the connection in `entry` through the segment of `step`, which is not yet counted.
-#[inline]
+#[inline(never)]
 pub(crate) fn follow(
     entry: &mut Entry,
     block: Option<(&mut TcpBlock, &mut TcpEvents)>,
@@ -413,7 +467,9 @@ pub(crate) fn follow(
         return;
     }
 
-    let octets = step.payload_octets + u32::from(syn) + u32::from(fin);
+    let octets = step
+        .payload_octets()
+        .wrapping_add(u32::from(syn) + u32::from(fin));
     let end = segment.sequence.wrapping_add(octets);
     if segment.begins() && (entry.control[0] | entry.control[1]) & control::SYN as u8 == 0 {
         // Frames of the other side were seen before this: now it is sure who began.
@@ -430,7 +486,7 @@ pub(crate) fn follow(
 
     if let Some((block, events)) = block {
         let skipped = distance(segment.sequence, expected);
-        block.sent(side, octets, end, skipped, known, time);
+        block.sent(side, octets, end, skipped == 0, !known, time);
         if (octets > 0) & (skipped != 0) {
             block.sent_out_of_line(events, step, side, expected, end);
         }
@@ -478,7 +534,7 @@ pub(crate) fn follow(
         {
             entry.state |= state::FIN_ACKED << other;
         }
-        let establishes = !syn & ((entry.initiator() == side) | (step.payload_octets > 0));
+        let establishes = !syn & ((entry.initiator() == side) | (step.payload_octets() > 0));
         entry.state |= u8::from(establishes) * state::ESTABLISHED;
     }
     if fin {
