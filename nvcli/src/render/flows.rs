@@ -19,24 +19,29 @@ pub(crate) trait Lines {
     fn flush(&mut self) -> io::Result<()>;
 }
 
-/// The names of all fields, each in the text that stands before its value.
-fn keys(before: &str, after: &str) -> Box<[Short]> {
-    let key = |field: &Field| Short::new(&[before, field.name(), after]);
-    Field::ALL.iter().map(key).collect()
-}
+/// The names of all fields, each as it stands before its value; known when this is built, so that copying one is a few stores.
+const KEYS: [Short; Field::ALL.len()] = {
+    let mut keys = [Short::new(&[]); Field::ALL.len()];
+    let mut place = 0;
+    while place < keys.len() {
+        // Every record has its start, which is the first field.
+        let before = if place == 0 { "{\"" } else { ",\"" };
+        keys[place] = Short::new(&[before, Field::ALL[place].name(), "\":"]);
+        place += 1;
+    }
+    keys
+};
 
 /// One JSON object a line; its keys are those of [`Field`], in their order.
 #[derive(Debug)]
 pub(crate) struct Json<W> {
     out: Gather<W>,
-    keys: Box<[Short]>,
 }
 
 impl<W: Write> Json<W> {
     pub(crate) fn new(out: W) -> Self {
         Self {
             out: Gather::new(out),
-            keys: keys("\"", "\":"),
         }
     }
 
@@ -48,10 +53,8 @@ impl<W: Write> Json<W> {
 
 impl<W: Write> Lines for Json<W> {
     fn record(&mut self, record: &FlowRecord) -> io::Result<()> {
-        let keys = &self.keys;
         self.out.line(|line| {
-            line.octet(b'{');
-            record.columns(&mut Object { line, keys });
+            record.columns(&mut Object(line));
             line.octet(b'}');
         })
     }
@@ -62,23 +65,16 @@ impl<W: Write> Lines for Json<W> {
 }
 
 /// A JSON object in the making.
-struct Object<'a, 'l> {
-    line: &'a mut Line<'l>,
-    keys: &'a [Short],
-}
+struct Object<'a, 'l>(&'a mut Line<'l>);
 
 impl<'r> Columns<'r> for Object<'_, '_> {
     #[inline(always)]
     fn column(&mut self, field: Field, value: Option<Value<'r>>) {
         const CLIENT: Short = Short::new(&["\"client\":"]);
         const SERVER: Short = Short::new(&["\"server\":"]);
-        let out = &mut *self.line;
+        let out = &mut *self.0;
         let Some(value) = value else { return };
-        // Every record has its start, which is the first field.
-        if field as usize > 0 {
-            out.octet(b',');
-        }
-        if let Some(key) = self.keys.get(field as usize) {
+        if let Some(key) = KEYS.get(field as usize) {
             out.short(key);
         }
         match value {

@@ -185,21 +185,30 @@ fn up_to_eight(room: &mut [u8; 20], at: usize, mut number: u32) -> usize {
     digits
 }
 
+/// Each octet in decimal with a point behind it, and the length of that.
+const POINTED: [([u8; 4], u8); 256] = {
+    let mut all = [([0; 4], 0); 256];
+    let mut octet = 0;
+    while octet < all.len() {
+        let [tens, ones] = PAIRS[octet % 100];
+        all[octet] = match octet {
+            0..10 => ([ones, b'.', 0, 0], 2),
+            10..100 => ([tens, ones, b'.', 0], 3),
+            _ => ([b'0' + (octet / 100) as u8, tens, ones, b'.'], 4),
+        };
+        octet += 1;
+    }
+    all
+};
+
 /// Writes an IPv4 address; gives its length.
+#[inline(always)]
 fn dotted(room: &mut [u8; 16], address: Ipv4Addr) -> usize {
     let mut at = 0;
     for octet in address.octets() {
-        let [tens, ones] = PAIRS[usize::from(octet % 100)];
-        if octet >= 100 {
-            room[at..at + 4].copy_from_slice(&[b'0' + octet / 100, tens, ones, b'.']);
-            at += 4;
-        } else if octet >= 10 {
-            room[at..at + 3].copy_from_slice(&[tens, ones, b'.']);
-            at += 3;
-        } else {
-            room[at..at + 2].copy_from_slice(&[ones, b'.']);
-            at += 2;
-        }
+        let (text, length) = POINTED[usize::from(octet)];
+        room[at..at + 4].copy_from_slice(&text);
+        at += usize::from(length);
     }
     at - 1
 }
