@@ -24,6 +24,8 @@ pub enum Party {
 pub struct GroupBy {
     /// The initiator's workload or address.
     pub client: bool,
+    /// The initiator's port.
+    pub client_port: bool,
     /// The responder's workload or address.
     pub server: bool,
     /// The responder's port.
@@ -32,8 +34,14 @@ pub struct GroupBy {
     pub protocol: bool,
     /// The observation point.
     pub observation_point: bool,
+    /// The interface observed.
+    pub interface: bool,
     /// The VLAN.
     pub vlan: bool,
+    /// The application protocol.
+    pub application: bool,
+    /// The name that the client asked for, of TLS, else of HTTP, else of DNS.
+    pub server_name: bool,
 }
 
 impl Default for GroupBy {
@@ -41,11 +49,15 @@ impl Default for GroupBy {
     fn default() -> Self {
         Self {
             client: true,
+            client_port: false,
             server: true,
             server_port: true,
             protocol: true,
             observation_point: true,
+            interface: false,
             vlan: false,
+            application: false,
+            server_name: false,
         }
     }
 }
@@ -57,6 +69,8 @@ pub struct ConversationKey {
     pub window: Timestamp,
     /// The initiator.
     pub client: Option<Party>,
+    /// The initiator's port.
+    pub client_port: Option<u16>,
     /// The responder.
     pub server: Option<Party>,
     /// The responder's port.
@@ -65,8 +79,14 @@ pub struct ConversationKey {
     pub protocol: Option<u8>,
     /// The observation point.
     pub observation_point: Option<u16>,
+    /// The interface observed.
+    pub interface: Option<Arc<str>>,
     /// The VLAN.
     pub vlan: Option<u16>,
+    /// The application protocol.
+    pub application: Option<Arc<str>>,
+    /// The name that the client asked for.
+    pub server_name: Option<Arc<str>>,
 }
 
 impl GroupBy {
@@ -81,8 +101,19 @@ impl GroupBy {
             Some(workload) => Party::Workload(Arc::clone(workload)),
             None => Party::Address(address),
         };
+        let label =
+            |wanted: bool, text: &Option<Arc<str>>| text.as_ref().filter(|_| wanted).cloned();
+        let asked = labels
+            .tls_server_name
+            .as_ref()
+            .or(labels.http_request_host.as_ref())
+            .or(labels.dns_query_name.as_ref());
         ConversationKey {
             window,
+            client_port: (self.client_port && record.has_ports).then_some(record.source.port),
+            interface: label(self.interface, &labels.interface),
+            application: label(self.application, &labels.application_name),
+            server_name: asked.filter(|_| self.server_name).cloned(),
             client: self.client.then(|| party(client, record.source.address)),
             server: self
                 .server
