@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::export::ExportConfig;
 use crate::filter::Filter;
+use crate::groups::Grouping;
 use crate::target::Target;
 
 /// See what a container is talking to: attach, capture and meter its network, from one command.
@@ -201,6 +202,7 @@ Examples:
   nvcli flows --output none --export ipfix+udp://collector:4739 --export file:flows.json
   nvcli flows --read web.pcapng --sort octets --count 10
   nvcli flows --read web.pcapng --protocol tcp --port 443 --host 10.0.0.0/8
+  nvcli flows --read web.pcapng --group-by client,server,port --window 1m
   tcpdump -w - | nvcli flows --read - --output csv")]
 pub(crate) struct Flows {
     /// Only frames that this filter takes, as of tcpdump: 'tcp port 443 and host 10.0.0.2' (docs/filters.md)
@@ -236,6 +238,12 @@ pub(crate) struct Flows {
     /// End with the accounting of all frames on standard error (live runs always do, unless --quiet)
     #[arg(long)]
     pub(crate) stats: bool,
+    /// What connections are added up by.
+    #[command(flatten)]
+    pub(crate) grouping: Grouping,
+    /// With --read: threads that meter, each its share of the connections, beside the one that reads
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "read", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) threads: u16,
     /// No line of titles
     #[arg(long)]
     pub(crate) no_header: bool,
@@ -378,7 +386,7 @@ fn file_size(text: &str) -> Result<u64, String> {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
     let number: usize = text.parse().map_err(|_| "a number is needed".to_owned())?;
     if number == 0 {
         Err("it must be at least 1".to_owned())

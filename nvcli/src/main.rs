@@ -13,6 +13,8 @@ mod exit;
 mod export;
 mod expression;
 mod filter;
+mod groups;
+mod meters;
 mod names;
 mod open;
 mod orphan;

@@ -161,6 +161,20 @@ fn what_cannot_be_followed_is_wrong_usage() {
         &["flows", "--snaplen", "1"],
         &["flows", "--max-connections", "0", "--read", "a"],
         &["flows", "--output", "xml"],
+        &["flows", "--threads", "2"],
+        &["flows", "--read", "a", "--threads", "0"],
+        &["flows", "--read", "a", "--group-by", "weather"],
+        &["flows", "--read", "a", "--window", "1m"],
+        &["flows", "--watch", "--group-by", "client"],
+        &[
+            "flows",
+            "--read",
+            "a",
+            "--group-by",
+            "client",
+            "--sort",
+            "duration",
+        ],
         &["flows", "--read", "-", "--read", "-"],
         &["capture", "web-1"],
         &["completions", "tcsh"],
@@ -454,6 +468,169 @@ fn an_expression_that_is_not_understood_is_wrong_usage() {
         assert!(stderr(&output).contains(place), "{}", stderr(&output));
         assert!(stdout(&output).is_empty());
     }
+}
+
+/// Many connections of a few clients with two servers: each is one SYN, its answer, a reset.
+fn many(connections: u16) -> Vec<Vec<u8>> {
+    (0..connections)
+        .flat_map(|n| {
+            let client = ([10, 0, 1, (n % 5) as u8], 20_000 + n);
+            let server = ([10, 0, 2, (n % 2) as u8], 443);
+            [
+                segment(client, server, 1, 0, SYN, b""),
+                segment(server, client, 9, 2, SYN | ACK, b""),
+                segment(client, server, 2, 10, ACK, b"request"),
+            ]
+        })
+        .collect()
+}
+
+#[test]
+fn many_threads_tell_the_records_of_one() {
+    let folder = Folder::new();
+    let mut all = frames();
+    all.extend(many(700));
+    let file = folder.file("many.pcapng", &capture(&all));
+    let told = |threads: &str| {
+        let args = [
+            "flows",
+            "--read",
+            text(&file),
+            "--output",
+            "json",
+            "--stats",
+        ];
+        let output = run(&[&args[..], &["--threads", threads]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let accounted = stderr(&output).lines().next().unwrap().to_owned();
+        let mut lines: Vec<String> = stdout(&output).lines().map(str::to_owned).collect();
+        lines.sort();
+        (lines, accounted)
+    };
+    let one = told("1");
+    assert_eq!(one.0.len(), 702);
+    for threads in ["2", "5"] {
+        assert_eq!(told(threads), one, "{threads} threads");
+    }
+    // Who has had enough ends the run, however many read.
+    let output = run(&[
+        "flows",
+        "--read",
+        text(&file),
+        "--threads",
+        "3",
+        "-n",
+        "4",
+        "--output",
+        "json",
+    ]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(lines_of(&output).len(), 4);
+}
+
+#[test]
+fn connections_are_added_up_by_what_they_share() {
+    let folder = Folder::new();
+    let mut all = frames();
+    all.extend(many(700));
+    let file = folder.file("many.pcapng", &capture(&all));
+    let run_with = |more: &[&str]| {
+        let output = run(&[&["flows", "--read", text(&file)][..], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        output
+    };
+    for threads in ["1", "3"] {
+        let by = [
+            "--group-by",
+            "server,port",
+            "--output",
+            "json",
+            "--threads",
+            threads,
+        ];
+        let sums = lines_of(&run_with(&by));
+        let keys: Vec<String> = sums
+            .iter()
+            .map(|sum| format!("{} {}", sum["server"], sum["destinationTransportPort"]))
+            .collect();
+        assert_eq!(
+            keys,
+            [
+                r#""10.0.2.0" 443"#,
+                r#""10.0.2.1" 443"#,
+                r#""10.0.0.3" 80"#,
+                r#""10.0.0.9" 53"#
+            ]
+        );
+        let first = &sums[0];
+        assert_eq!(first["records"], 350);
+        assert_eq!(first["connectionsOpened"], 350);
+        assert_eq!(first["packetDeltaCount"], 700);
+        assert_eq!(first["reversePacketDeltaCount"], 350);
+        assert_eq!(first["initiatorOctets"], 350 * 7);
+        assert_eq!(first["handshakeRttMicroseconds"]["count"], 350);
+        // A millisecond from SYN to its answer, one from there to the ACK: at most an eighth too high.
+        let median = first["handshakeRttMicroseconds"]["p50"].as_u64().unwrap();
+        assert!((2_000..=2_250).contains(&median), "{median}");
+        assert!(first.get("client").is_none() && first.get("windowStartMicroseconds").is_none());
+    }
+
+    // 2,111 frames a millisecond apart: three windows, and nothing is lost between them.
+    let sums = lines_of(&run_with(&[
+        "--group-by",
+        "protocol",
+        "--window",
+        "1s",
+        "--output",
+        "json",
+    ]));
+    let windows: Vec<u64> = sums
+        .iter()
+        .map(|sum| sum["windowStartMicroseconds"].as_u64().unwrap())
+        .collect();
+    assert!(windows.is_sorted() && windows.iter().all(|start| start % 1_000_000 == 0));
+    let records: u64 = sums
+        .iter()
+        .map(|sum| sum["records"].as_u64().unwrap())
+        .sum();
+    assert_eq!(records, 702);
+
+    // What has no room is in one line, and it is said.
+    let output = run_with(&[
+        "--group-by",
+        "client-port",
+        "--max-groups",
+        "100",
+        "--output",
+        "csv",
+    ]);
+    let mut reader = csv::Reader::from_reader(&*output.stdout);
+    let at = |name: &str, reader: &mut csv::Reader<&[u8]>| {
+        reader
+            .headers()
+            .unwrap()
+            .iter()
+            .position(|title| title == name)
+            .unwrap()
+    };
+    let (rest, records) = (at("rest", &mut reader), at("records", &mut reader));
+    let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 101);
+    assert_eq!((&rows[100][rest], &rows[100][records]), ("true", "602"));
+    assert!(
+        stderr(&output).contains("602 records"),
+        "{}",
+        stderr(&output)
+    );
+
+    let table = run_with(&["--group-by", "client,server,port,protocol", "-n", "2"]);
+    let lines: Vec<&str> = stdout(&table).lines().collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[0].starts_with("CLIENT") && lines[0].contains("OCTETS"));
+    assert!(
+        lines[1].contains("10.0.2.") && lines[1].contains("tcp"),
+        "{lines:?}"
+    );
 }
 
 #[test]

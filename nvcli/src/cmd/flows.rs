@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nvcapture::{
     BpfInsn, CaptureFile, FrameSource as _, Next, Ring, RingConfig, SourceStats, Timestamp,
 };
-use nvflow::{FlowRecord, Meter, MeterConfig, Observation, Sink, Timeouts};
+use nvflow::{FlowRecord, Meter, MeterConfig, MeterStats, Observation, Sink, Timeouts};
 use nvnet::BRIDGE;
 
 use crate::args::{Flows, RecordOutput, SortKey};
@@ -20,6 +20,8 @@ use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::export::{self, Export, Pace, Stage, Totals};
 use crate::expression::{self, OfFiles};
+use crate::groups::{Form, Groups};
+use crate::meters::{self, Meters};
 use crate::names::Names;
 use crate::open::{host, net};
 use crate::recorder::{self, Recorder};
@@ -56,15 +58,21 @@ pub(crate) fn run(args: &Flows, say: Say) -> Result<()> {
         Frames::Files(filter.map(OfFiles::new).transpose()?)
     };
     let exports = exports(args)?;
+    if !args.grouping.group_by.is_empty() && args.sort == Some(SortKey::Duration) {
+        return Err(CliError::usage(
+            "--sort duration is of single connections; with --group-by: octets, packets or start",
+        ));
+    }
     let interrupt = Interrupt::listen()?;
-    let mut meter = Meter::new(config(args)).map_err(|error| {
-        CliError::new("cannot make the table of connections")
-            .caused_by(&error)
-            .remedy("a smaller --max-connections")
-    })?;
     match filter {
-        Frames::Live(program) => live((args, &exports), program, say, &mut meter, &interrupt),
-        Frames::Files(filter) => files((args, &exports), filter, say, &mut meter, &interrupt),
+        Frames::Live(program) => {
+            let mut meter = meters::meter(config(args))?;
+            live((args, &exports), program, say, &mut meter, &interrupt)
+        }
+        Frames::Files(filter) => {
+            let meters = Meters::new(config(args), args.threads)?;
+            files((args, &exports), filter, say, meters, &interrupt)
+        }
     }
 }
 
@@ -144,6 +152,8 @@ struct Output<'a> {
     to: To,
     /// Takes every record that is wanted, in the order in which they come.
     stage: Stage,
+    /// Where records are added up instead of being shown.
+    groups: Option<Groups>,
     shown: u64,
     /// Records held back for sorting, best first, and how many fell out of bounds.
     held: BTreeMap<(std::cmp::Reverse<u64>, u64), FlowRecord>,
@@ -184,6 +194,7 @@ impl<'a> Output<'a> {
             names,
             to,
             stage,
+            groups: Groups::new(&args.grouping),
             shown: 0,
             held: BTreeMap::new(),
             seen: 0,
@@ -194,7 +205,9 @@ impl<'a> Output<'a> {
     }
 
     fn is_full(&self) -> bool {
-        self.holds().is_none() && self.args.count.is_some_and(|count| self.shown >= count)
+        self.groups.is_none()
+            && self.holds().is_none()
+            && self.args.count.is_some_and(|count| self.shown >= count)
     }
 
     /// By what records are held back, if they are.
@@ -230,6 +243,15 @@ impl<'a> Output<'a> {
     /// Writes what was held back, and the rest of what was buffered.
     fn finish(&mut self, say: Say) -> io::Result<()> {
         self.progress = None;
+        if let Some(groups) = &self.groups {
+            let form = Form {
+                output: self.args.output,
+                header: !self.args.no_header,
+                width: terminal_width(),
+            };
+            let out = BufWriter::with_capacity(1 << 16, io::stdout());
+            return groups.write(out, &form, self.args.sort, self.args.count, say);
+        }
         if let To::Lines(lines) = &mut self.to {
             for record in std::mem::take(&mut self.held).into_values() {
                 lines.record(&record)?;
@@ -279,6 +301,10 @@ impl Sink for Output<'_> {
             return Ok(ControlFlow::Continue(()));
         };
         self.stage.record(&record);
+        if let Some(groups) = &mut self.groups {
+            groups.add(&record);
+            return Ok(ControlFlow::Continue(()));
+        }
         let holds = self.holds();
         if holds.is_none() && !self.beside_progress {
             self.progress = None;
@@ -321,7 +347,7 @@ fn files(
     (args, exports): (&Flows, &[Export]),
     mut filter: Option<OfFiles>,
     say: Say,
-    meter: &mut Meter,
+    mut meters: Meters,
     interrupt: &Interrupt,
 ) -> Result<()> {
     let began = Instant::now();
@@ -339,7 +365,7 @@ fn files(
             (
                 read_one(
                     CaptureFile::new(io::stdin()),
-                    meter,
+                    &mut meters,
                     (&mut out, filter.as_mut()),
                     before,
                     interrupt,
@@ -353,7 +379,7 @@ fn files(
             let read = match CaptureFile::open(file) {
                 Ok(capture) => read_one(
                     capture,
-                    meter,
+                    &mut meters,
                     (&mut out, filter.as_mut()),
                     before,
                     interrupt,
@@ -381,18 +407,16 @@ fn files(
             }
         }
     }
-    if !out.is_full() {
-        meter
-            .finish(&mut out)
-            .map(|_| ())
-            .map_err(|source| CliError::output(&source))?;
-    }
+    let wanted = !out.is_full();
+    let stats = meters
+        .finish(&mut out, wanted)
+        .map_err(|source| CliError::output(&source))?;
     out.finish(say)
         .map_err(|source| CliError::output(&source))?;
-    out.stage.totals(Totals::new(&meter.stats(), &totals));
+    out.stage.totals(Totals::new(&stats, &totals));
     let exported = export::told(say, &out.stage.finish());
     if args.stats {
-        account(say, meter, &totals, began.elapsed());
+        account(say, &stats, &totals, began.elapsed());
         if let Some(filter) = &filter {
             say.note(format_args!(
                 "{} frames left out by the filter",
@@ -426,7 +450,7 @@ enum Stop {
 
 fn read_one<R: Read>(
     mut capture: CaptureFile<R>,
-    meter: &mut Meter,
+    meters: &mut Meters,
     (out, mut filter): (&mut Output<'_>, Option<&mut OfFiles>),
     before: u64,
     interrupt: &Interrupt,
@@ -436,10 +460,10 @@ fn read_one<R: Read>(
     let ended = loop {
         let flow = match capture.next_block() {
             Ok(Next::Block(block)) => match &mut filter {
-                None => meter.observe(block.frames(), out).map_err(Stop::Output),
+                None => meters.observe(block.frames(), out).map_err(Stop::Output),
                 Some(filter) => {
                     let wanted = block.frames().filter(|frame| filter.admits(frame));
-                    let flow = meter.observe(wanted, out).map_err(Stop::Output);
+                    let flow = meters.observe(wanted, out).map_err(Stop::Output);
                     match filter.failure() {
                         Some(error) => Err(Stop::Filter(error)),
                         None => flow,
@@ -562,7 +586,7 @@ fn live(
     let totals = ring.stats().unwrap_or_default();
     out.stage.totals(Totals::new(&meter.stats(), &totals));
     let exported = export::told(say, &out.stage.finish());
-    account(say, meter, &totals, began.elapsed());
+    account(say, &meter.stats(), &totals, began.elapsed());
     if let Some(gone) = gone {
         say.warn(format_args!(
             "{}: everything was detached; the run ended there",
@@ -696,8 +720,7 @@ pub(crate) fn no_ring(error: &nvcapture::Error) -> CliError {
 }
 
 /// Tells where every frame went, and how fast.
-fn account(say: Say, meter: &Meter, source: &SourceStats, took: Duration) {
-    let stats = meter.stats();
+fn account(say: Say, stats: &MeterStats, source: &SourceStats, took: Duration) {
     say.note(format_args!(
         "{} frames read = {} metered + {} not IP + {} unparsed + {} refused; {} dropped by the kernel; {} cut",
         grouped(stats.frames),
