@@ -533,7 +533,7 @@ impl Entry {
                 Some((block, events)) => (block, block.events(events)),
                 None => (&TcpBlock::EMPTY, TcpEvents::default()),
             };
-            let [client, server] = events.handshake();
+            let [client, server] = crate::tcp::handshake(&events);
             TcpRecord {
                 state: self.tcp_state(),
                 server_handshake_rtt_micros: server,

@@ -61,6 +61,15 @@ impl<T> Pool<T> {
     }
 }
 
+/// Events of `count` connections, in memory that is not touched before they are written.
+fn zeros(count: usize) -> Result<Vec<TcpEvents>, std::collections::TryReserveError> {
+    // Whether there is so much is asked before it is taken, which cannot fail without ending the program.
+    let mut asked: Vec<TcpEvents> = Vec::new();
+    asked.try_reserve_exact(count)?;
+    drop(std::hint::black_box(asked));
+    Ok(vec![TcpEvents::default(); count])
+}
+
 /// Why a connection was given up for a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Evicted {
@@ -76,6 +85,7 @@ pub(crate) struct Table {
     addresses: Pool<[u64; 4]>,
     /// Beside the entries, slot by slot, whether they are TCP or not: so nothing has to come before it is known where the block lies.
     blocks: Vec<TcpBlock>,
+    /// All there from the start; memory for those that are written alone.
     events: Vec<TcpEvents>,
     tunnels: HashMap<u32, Tunnel>,
     index: BucketIndex,
@@ -126,10 +136,10 @@ impl Table {
         ]
         .map(Clock::ticks);
         let followed = if config.tcp_metrics { capacity } else { 0 };
-        let (mut blocks, mut events) = (Vec::new(), Vec::new());
+        let mut blocks = Vec::new();
         blocks.try_reserve_exact(followed).map_err(memory)?;
-        events.try_reserve_exact(followed).map_err(memory)?;
         prefer_huge_pages(&blocks);
+        let events = zeros(followed).map_err(memory)?;
         Ok(Self {
             entries: Pool::new(capacity).map_err(memory)?,
             addresses: Pool::new(capacity).map_err(memory)?,
@@ -265,7 +275,6 @@ impl Table {
             .take(Entry::opened_by(step, addresses), |free| free.next);
         if slot as usize == self.blocks.len() && self.tcp_metrics {
             self.blocks.push(TcpBlock::EMPTY);
-            self.events.push(TcpEvents::default());
         }
         self.index.insert(step.hash, slot);
         self.len += 1;
@@ -452,7 +461,6 @@ impl Table {
         self.entries.clear();
         self.addresses.clear();
         self.blocks.clear();
-        self.events.clear();
         self.tunnels.clear();
         self.index.clear();
         self.expendable.clear();

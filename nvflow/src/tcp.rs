@@ -54,38 +54,22 @@ impl std::fmt::Display for TcpState {
     }
 }
 
-/// A number of 24 bits that stops at its end.
-#[derive(Clone, Copy, Debug, Default)]
-struct Small([u8; 3]);
+/// A number of 24 bits that stops at its end, in the three octets that it takes.
+type Small = [u8; 3];
 
-impl Small {
-    const MOST: u32 = (1 << 24) - 1;
+const MOST: u32 = (1 << 24) - 1;
 
-    #[inline(always)]
-    const fn value(self) -> u32 {
-        let [a, b, c] = self.0;
-        u32::from_le_bytes([a, b, c, 0])
-    }
+const fn value([a, b, c]: Small) -> u32 {
+    u32::from_le_bytes([a, b, c, 0])
+}
 
-    #[inline(always)]
-    fn new(value: u32) -> Self {
-        let [a, b, c, _] = value.min(Self::MOST).to_le_bytes();
-        Self([a, b, c])
-    }
+fn small(value: u32) -> Small {
+    let [a, b, c, _] = value.min(MOST).to_le_bytes();
+    [a, b, c]
+}
 
-    fn increment(&mut self) {
-        *self = Self::new(self.value() + 1);
-    }
-
-    /// The value, one less, of which 0 stands for none.
-    const fn time(self) -> Option<u32> {
-        self.value().checked_sub(1)
-    }
-
-    #[inline(always)]
-    fn of_time(micros: u32) -> Self {
-        Self::new(micros.saturating_add(1))
-    }
+fn increment(number: &mut Small) {
+    *number = small(value(*number) + 1);
 }
 
 /// `yes` if `condition` holds, else `no`; both are there already, so there is nothing to guess wrong.
@@ -127,17 +111,16 @@ pub(crate) struct TcpBlock {
 
 const _: () = assert!(size_of::<TcpBlock>() == 32);
 
-/// What few segments change: it lies elsewhere, so that the others need not wait for it.
+/// What few segments change, per direction: it lies elsewhere, so that the others need not wait for it.
 ///
-/// Times and counts are kept in 24 bits, so they stop at 16.7 s and 16.7 million.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct TcpEvents {
-    /// Round trips of the handshake: to the client, to the server.
-    handshake: [Small; 2],
-    retransmitted: [Small; 2],
-    out_of_order: [Small; 2],
-    duplicate_acks: [Small; 2],
-}
+/// Times (of handshakes, to the client and to the server, one more than they are, 0 for none) and counts are kept in 24 bits, so they
+/// stop at 16.7 s and 16.7 million. An array of octets, so that a table of them is taken as the zeros that new memory has, untouched.
+pub(crate) type TcpEvents = [[Small; 2]; 4];
+
+const HANDSHAKE: usize = 0;
+const RETRANSMITTED: usize = 1;
+const OUT_OF_ORDER: usize = 2;
+const DUPLICATE_ACKS: usize = 3;
 
 const _: () = assert!(size_of::<TcpEvents>() == 24);
 
@@ -175,7 +158,7 @@ impl TcpBlock {
     /// Counts an acknowledgment sent again by `side`.
     #[cold]
     pub(crate) fn duplicate_ack(&mut self, events: &mut TcpEvents, side: usize) {
-        self.happens(events).duplicate_acks[side].increment();
+        increment(&mut self.happens(events)[DUPLICATE_ACKS][side]);
     }
 
     /// The events, to be written.
@@ -190,20 +173,22 @@ impl TcpBlock {
 
     pub(crate) fn side(&self, events: &TcpEvents, side: usize) -> TcpSide {
         TcpSide {
-            smoothed_rtt_micros: (self.word[side] & Small::MOST).checked_sub(1),
-            retransmitted_segments: events.retransmitted[side].value(),
-            out_of_order_segments: events.out_of_order[side].value(),
-            duplicate_acks: events.duplicate_acks[side].value(),
+            smoothed_rtt_micros: (self.word[side] & MOST).checked_sub(1),
+            retransmitted_segments: value(events[RETRANSMITTED][side]),
+            out_of_order_segments: value(events[OUT_OF_ORDER][side]),
+            duplicate_acks: value(events[DUPLICATE_ACKS][side]),
             zero_windows: self.zero_windows[side].into(),
         }
     }
 
     /// Begins the next record: counts start again.
     pub(crate) fn begin_anew(&mut self, events: &mut TcpEvents) {
-        *events = TcpEvents {
-            handshake: self.events(events).handshake,
-            ..TcpEvents::default()
-        };
+        *events = [
+            self.events(events)[HANDSHAKE],
+            Default::default(),
+            Default::default(),
+            Default::default(),
+        ];
         self.word[0] |= wait::EVENTS;
         self.zero_windows = Default::default();
     }
@@ -237,7 +222,7 @@ impl TcpBlock {
                 self.since[side] = time;
                 self.wait_for(side, wait::GAP);
             } else {
-                self.happens(events).retransmitted[side].increment();
+                increment(&mut self.happens(events)[RETRANSMITTED][side]);
                 self.wait_for(side, wait::NOTHING);
             }
             return;
@@ -253,12 +238,12 @@ impl TcpBlock {
         let fills =
             self.waits_for(side) == wait::GAP && distance(segment.sequence, self.number[side]) >= 0;
         if fills && time.wrapping_sub(self.since[side]) < REORDERING {
-            self.happens(events).out_of_order[side].increment();
+            increment(&mut self.happens(events)[OUT_OF_ORDER][side]);
             if segment.sequence == self.number[side] {
                 self.number[side] = end;
             }
         } else {
-            self.happens(events).retransmitted[side].increment();
+            increment(&mut self.happens(events)[RETRANSMITTED][side]);
             self.wait_for(side, wait::NOTHING);
         }
     }
@@ -278,7 +263,7 @@ impl TcpBlock {
         let sample = time.wrapping_sub(self.since[other]);
         // Frames may be a little out of order: a time below zero is none.
         let counts = comes & (sample < 1 << 31);
-        let before = word & Small::MOST;
+        let before = word & MOST;
         let time = pick(counts & is_smoothed, smoothed(before, sample), before);
         let waits = pick(comes, wait::NOTHING, word & wait::ALL);
         self.word[other] = (word & wait::EVENTS) | waits | time;
@@ -290,16 +275,15 @@ impl TcpBlock {
 #[inline(always)]
 const fn smoothed(before: u32, sample: u32) -> u32 {
     // Below 2^24, so what is between them is too.
-    let sample = pick(sample < Small::MOST, sample.wrapping_add(1), Small::MOST);
+    let sample = pick(sample < MOST, sample.wrapping_add(1), MOST);
     let difference = sample as i32 - before as i32;
     pick(before == 0, sample, (before as i32 + difference / 8) as u32)
 }
 
-impl TcpEvents {
-    pub(crate) const fn handshake(&self) -> [Option<u32>; 2] {
-        let [client, server] = self.handshake;
-        [client.time(), server.time()]
-    }
+/// Round trips of the handshake: to the client, to the server.
+pub(crate) const fn handshake(events: &TcpEvents) -> [Option<u32>; 2] {
+    let [client, server] = events[HANDSHAKE];
+    [value(client).checked_sub(1), value(server).checked_sub(1)]
 }
 
 /// What matters of a TCP header.
@@ -497,7 +481,7 @@ pub(crate) fn follow(
                 & (segment.window == block.window[side])
                 & (distance(entry.sequence[other], acknowledgment) > 0)
             {
-                block.happens(events).duplicate_acks[side].increment();
+                increment(&mut block.happens(events)[DUPLICATE_ACKS][side]);
             }
             let is_established = entry.has(state::ESTABLISHED);
             if syn
@@ -507,14 +491,14 @@ pub(crate) fn follow(
                 && acknowledgment == entry.sequence[other]
             {
                 let rtt = entry.since_start(step.micros).min(u32::MAX.into()) as u32;
-                block.happens(events).handshake[1] = Small::of_time(rtt);
+                block.happens(events)[HANDSHAKE][1] = small(rtt.saturating_add(1));
             }
             let took = block.acknowledged(other, acknowledgment, time, is_established);
             if let Some(took) = took
                 && entry.initiator() == side
                 && !syn
             {
-                block.happens(events).handshake[0] = Small::of_time(took);
+                block.happens(events)[HANDSHAKE][0] = small(took.saturating_add(1));
             }
         }
         block.window[side] = segment.window;
