@@ -139,11 +139,6 @@ impl Meter {
         for place in left(COUNT) {
             metering.count(&line[place % LINE], place % LINE, &mut out);
         }
-        // The last frames may have been of no connection, and yet tell the time.
-        let now = metering.clock.now();
-        if metering.table.is_due(now) {
-            metering.expire_until(now, &mut out);
-        }
         out.finish(&mut metering.stats)
     }
 
@@ -162,18 +157,26 @@ impl Meter {
 
     /// Makes the records of all connections. The table is empty then, unless the sink wanted no more: those it was not shown stay.
     pub fn finish<S: Sink>(&mut self, sink: &mut S) -> Result<ControlFlow<()>, S::Error> {
-        let Metering { table, stats, .. } = &mut self.metering;
         let mut out = Out::new(sink);
+        // The last frames may have been of no connection, and yet tell the time.
+        let now = self.metering.clock.now();
+        while !out.is_done()
+            && let Some(slot) = self.metering.table.overdue(now)
+        {
+            self.metering
+                .close(slot, FlowEndReason::IdleTimeout, &mut out);
+        }
+        let Metering { table, stats, .. } = &mut self.metering;
         let mut shown = 0;
         for slot in 0..table.slots_used() {
+            if out.is_done() {
+                break;
+            }
             if table.entry(slot).is_free() {
                 continue;
             }
             out.record(&table.record(slot, Some(FlowEndReason::ForcedEnd)));
             shown = slot + 1;
-            if out.is_done() {
-                break;
-            }
         }
         if out.is_done() {
             for slot in 0..shown {
