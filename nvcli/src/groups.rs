@@ -252,7 +252,7 @@ impl<'a> Line<'a> {
             observation_point_id: key.observation_point,
             interface: key.interface.as_deref(),
             vlan_id: key.vlan,
-            application_name: key.application.as_deref(),
+            application_name: key.application,
             server_name: key.server_name.as_deref(),
             ..Self::of(sum, None)
         }

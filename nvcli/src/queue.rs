@@ -242,6 +242,7 @@ mod tests {
             flow_end_reason: None,
             tcp: None,
             tunnel: None,
+            application: None,
             labels: Labels::default(),
         }
     }

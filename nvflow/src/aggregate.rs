@@ -8,7 +8,7 @@ use std::time::Duration;
 use nvcapture::Timestamp;
 use nvcapture::wire::protocol;
 
-use crate::{FlowEndReason, FlowRecord, TcpState};
+use crate::{Application, FlowEndReason, FlowRecord, Protocol, TcpState};
 
 /// A client or a server: by the name of its workload where one is known, else by its address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,8 +83,8 @@ pub struct ConversationKey {
     pub interface: Option<Arc<str>>,
     /// The VLAN.
     pub vlan: Option<u16>,
-    /// The application protocol.
-    pub application: Option<Arc<str>>,
+    /// The application protocol, as its octets tell.
+    pub application: Option<&'static str>,
     /// The name that the client asked for.
     pub server_name: Option<Arc<str>>,
 }
@@ -103,17 +103,22 @@ impl GroupBy {
         };
         let label =
             |wanted: bool, text: &Option<Arc<str>>| text.as_ref().filter(|_| wanted).cloned();
-        let asked = labels
-            .tls_server_name
-            .as_ref()
-            .or(labels.http_request_host.as_ref())
-            .or(labels.dns_query_name.as_ref());
+        let application = record.application.as_deref();
+        let asked = |of: &Application| {
+            let tls = of.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
+            let http = of.http.as_ref().and_then(|http| http.host.as_deref());
+            let dns = of.dns.as_ref().and_then(|dns| dns.query_name.as_deref());
+            tls.or(http).or(dns).map(Arc::from)
+        };
         ConversationKey {
             window,
             client_port: (self.client_port && record.has_ports).then_some(record.source.port),
             interface: label(self.interface, &labels.interface),
-            application: label(self.application, &labels.application_name),
-            server_name: asked.filter(|_| self.server_name).cloned(),
+            application: application
+                .filter(|_| self.application)
+                .and_then(|of| of.protocol)
+                .map(Protocol::name),
+            server_name: application.filter(|_| self.server_name).and_then(asked),
             client: self.client.then(|| party(client, record.source.address)),
             server: self
                 .server

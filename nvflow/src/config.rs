@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nvcapture::wire::Ethernet;
 
-use crate::Timeouts;
+use crate::{Identify, Timeouts};
 
 /// The marker address' first four octets: "NeuV". The group bit is set where it stands for a group address.
 const MARKER: [u8; 4] = [0x4e, 0x65, 0x75, 0x56];
@@ -63,6 +63,9 @@ pub struct MeterConfig {
     /// Whether to keep what [`crate::TcpRecord`] holds beside the state: round trips, retransmissions and so on. Costs 56 octets of
     /// memory for each TCP connection that got past its SYN. Default: yes.
     pub tcp_metrics: bool,
+    /// Whether and how far to find out what connections speak, from the octets they begin with. Costs a look at the first packets of each
+    /// connection, and memory for the names found; see [`Identify`]. Default: not at all, since it is the one thing that looks at payload.
+    pub identify: Option<Identify>,
     /// A full table gives up a connection for a new one only if it has been idle for so long (half-open, ended and single-packet ones
     /// are given up at once); otherwise the new one's frame is refused. Default: 1 s.
     pub protect: Duration,
@@ -82,6 +85,7 @@ impl Default for MeterConfig {
             decapsulate: false,
             vlan_in_key: true,
             tcp_metrics: true,
+            identify: None,
             protect: Duration::from_secs(1),
             mtu: Some(1500),
             hash_key: None,

@@ -87,6 +87,10 @@ mod mark {
     pub(super) const KEPT: u8 = 1 << 3;
     /// What TCP tells beside the state is of this connection.
     pub(super) const FOLLOWED: u8 = 1 << 4;
+    /// The lower end's payload is not looked at any more; shifted by 1 for the higher.
+    pub(super) const SETTLED: u8 = 1 << 5;
+    /// What it speaks is known.
+    pub(super) const NAMED: u8 = 1 << 7;
 }
 
 /// One connection.
@@ -308,6 +312,31 @@ impl Entry {
 
     pub(crate) fn set_followed(&mut self) {
         self.marks |= mark::FOLLOWED;
+    }
+
+    /// Whether nothing more can be told from the payload of `side`.
+    #[inline(always)]
+    pub(crate) const fn is_settled(&self, side: usize) -> bool {
+        self.marks & (mark::SETTLED << side) != 0
+    }
+
+    pub(crate) fn settle(&mut self, side: usize) {
+        self.marks |= mark::SETTLED << side;
+    }
+
+    /// Whether it is known what the connection speaks.
+    #[inline]
+    pub(crate) const fn is_named(&self) -> bool {
+        self.marks & mark::NAMED != 0
+    }
+
+    pub(crate) fn set_named(&mut self) {
+        self.marks |= mark::NAMED;
+    }
+
+    /// Octets of payload seen of a side.
+    pub(crate) fn payload_octets_of(&self, side: usize) -> u64 {
+        self.counters.of(side)[3]
     }
 
     pub(crate) fn set_kept(&mut self, kept: bool) {
@@ -567,6 +596,7 @@ impl Entry {
             flow_end_reason: reason,
             tcp,
             tunnel,
+            application: None,
             labels: Labels::default(),
         }
     }

@@ -1,7 +1,7 @@
 //! Meters connections: frames in, bidirectional flow records out.
 //!
 //! No I/O, no clock, no thread: time comes with the frames and with [`Meter::expire`]. The table is bounded, its memory taken at the
-//! start, and nothing is allocated per frame.
+//! start, and nothing is allocated per frame; what connections speak is found out when asked for, and takes memory where it is found.
 #![forbid(unsafe_code)]
 
 #[cfg(doctest)]
@@ -9,6 +9,7 @@
 struct Readme;
 
 mod aggregate;
+mod app;
 mod clock;
 mod config;
 mod entry;
@@ -27,6 +28,7 @@ mod timeouts;
 mod wheel;
 
 pub use aggregate::{Aggregator, Conversation, ConversationKey, GroupBy, Histogram, Party};
+pub use app::{Application, Dns, Http, Identify, Protocol, Tls, registered_service};
 pub use config::{MeterConfig, Observation};
 pub use error::Error;
 pub use index::BucketIndex;

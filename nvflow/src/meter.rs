@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 
 use nvcapture::wire::{Headers, Plain, SegmentSource, Segments, Transport, Tunnel, WireError};
-use nvcapture::{Frame, SegmentSize, Timestamp};
+use nvcapture::{Frame, FrameMeta, LinkType, SegmentSize, Timestamp};
 
 use crate::clock::Clock;
 use crate::entry::Step;
@@ -46,6 +46,9 @@ pub struct Meter {
     metering: Metering,
     line: Box<[Step; LINE]>,
 }
+
+/// The octets that were kept of a frame, and what they begin with.
+type Kept<'f> = (&'f [u8], LinkType);
 
 /// All of a meter but its line.
 struct Metering {
@@ -111,12 +114,18 @@ impl Meter {
     ) -> Result<ControlFlow<()>, S::Error> {
         let Self { metering, line } = self;
         let mut out = Out::new(sink);
+        let identifies = metering.config.identify.is_some();
+        // What was kept of each frame in the line; nothing unless it may be looked at again.
+        let mut kept: [Kept<'f>; LINE] = [(&[], LinkType::ETHERNET); LINE];
         // How many frames have entered the line.
         let mut taken: usize = 0;
         // By `for_each`: a source may know a shorter way from frame to frame than by being asked for each.
         frames.into_iter().for_each(|frame| {
             if !metering.take(&frame, &mut line[taken % LINE], taken % LINE) {
                 return;
+            }
+            if identifies {
+                kept[taken % LINE] = (frame.octets(), frame.meta().link_type);
             }
             if let Some(place) = taken.checked_sub(LOOK) {
                 metering.look(&mut line[place % LINE]);
@@ -125,7 +134,12 @@ impl Meter {
                 metering.look_for_addresses(&line[place % LINE]);
             }
             if let Some(place) = taken.checked_sub(COUNT) {
-                metering.count(&line[place % LINE], place % LINE, &mut out);
+                metering.count(
+                    &line[place % LINE],
+                    kept[place % LINE],
+                    place % LINE,
+                    &mut out,
+                );
             }
             taken += 1;
         });
@@ -137,7 +151,12 @@ impl Meter {
             metering.look_for_addresses(&line[place % LINE]);
         }
         for place in left(COUNT) {
-            metering.count(&line[place % LINE], place % LINE, &mut out);
+            metering.count(
+                &line[place % LINE],
+                kept[place % LINE],
+                place % LINE,
+                &mut out,
+            );
         }
         out.finish(&mut metering.stats)
     }
@@ -175,6 +194,7 @@ impl Meter {
             if table.entry(slot).is_free() {
                 continue;
             }
+            table.conclude(slot);
             out.record(&table.record(slot, Some(FlowEndReason::ForcedEnd)));
             shown = slot + 1;
         }
@@ -229,8 +249,12 @@ impl Meter {
 
     /// What was done so far.
     pub fn stats(&self) -> MeterStats {
+        let found = self.metering.table.identified();
         MeterStats {
             connections: self.metering.table.len() as u64,
+            identified: found.identified,
+            names_refused: found.without_names,
+            pieces_given_up: found.given_up,
             packets: self.metering.stats.metered + self.metering.beyond_frames,
             ..self.metering.stats
         }
@@ -447,7 +471,7 @@ impl Metering {
 
     /// Counts a frame to its connection.
     #[inline(always)]
-    fn count<S: Sink>(&mut self, step: &Step, place: usize, out: &mut Out<'_, S>) {
+    fn count<S: Sink>(&mut self, step: &Step, kept: Kept<'_>, place: usize, out: &mut Out<'_, S>) {
         if self.table.is_due(step.now) {
             self.expire_until(step.now, out);
         }
@@ -459,8 +483,32 @@ impl Metering {
             self.refuse(step);
             return;
         };
+        if !kept.0.is_empty() && step.payload_octets() > 0 && !self.table.is_settled(slot, step) {
+            self.look_behind_headers(slot, step, kept);
+        }
         self.table.count(slot, step);
         self.stats.metered += 1;
+    }
+
+    /// Looks at the payload of a frame, since it may tell what its connection speaks.
+    ///
+    /// Walks through the headers again: that is done for few frames, and so all others need not keep where their payload is.
+    #[cold]
+    fn look_behind_headers(&mut self, slot: u32, step: &Step, (octets, link_type): Kept<'_>) {
+        let meta = FrameMeta {
+            link_type,
+            // The lengths in the headers count; they were found to fit before.
+            ..FrameMeta::ethernet(Timestamp::ZERO, u32::MAX >> 1)
+        };
+        let Ok(outer) = Headers::parse(&Frame::new(octets, meta)) else {
+            return;
+        };
+        let inner = self.config.decapsulate.then(|| outer.decapsulate());
+        let inner = inner.flatten();
+        let headers = inner.as_ref().unwrap_or(&outer);
+        if matches!(headers.transport, Transport::Tcp(_) | Transport::Udp(_)) {
+            self.table.look(slot, step, headers.payload);
+        }
     }
 
     /// The slot, if the frame of `step` belongs to the connection there; else its record is made and it is gone.
@@ -483,6 +531,7 @@ impl Metering {
 
     #[cold]
     fn report_active<S: Sink>(&mut self, slot: u32, micros: u64, out: &mut Out<'_, S>) {
+        self.table.conclude(slot);
         out.record(&self.table.record(slot, Some(FlowEndReason::ActiveTimeout)));
         self.table.begin_anew(slot, micros);
     }
@@ -523,6 +572,7 @@ impl Metering {
         // The index needs a line from anywhere: asked for before the record is made, it has come after.
         let hash = self.table.hash_of(slot);
         self.table.prefetch_index(hash);
+        self.table.conclude(slot);
         out.record(&self.table.record(slot, Some(reason)));
         self.table.prefetch_following(slot);
         self.table.close(slot, hash);

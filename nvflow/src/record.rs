@@ -7,6 +7,7 @@ use nvcapture::Timestamp;
 use nvcapture::wire::{Tunnel, TunnelKind, protocol};
 
 use crate::TcpState;
+use crate::app::{Application, Dns, Http, Tls};
 
 /// Why a record was made; the IPFIX element `flowEndReason`(136).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -133,14 +134,6 @@ pub struct Labels {
     pub details: Option<Arc<WorkloadDetails>>,
     /// More of the one at the other end.
     pub peer_details: Option<Arc<WorkloadDetails>>,
-    /// The application protocol.
-    pub application_name: Option<Arc<str>>,
-    /// The name in the TLS ClientHello.
-    pub tls_server_name: Option<Arc<str>>,
-    /// The host of the first HTTP request.
-    pub http_request_host: Option<Arc<str>>,
-    /// The name of the first DNS question.
-    pub dns_query_name: Option<Arc<str>>,
 }
 
 /// A connection, or what happened in it since its last record.
@@ -178,6 +171,8 @@ pub struct FlowRecord {
     pub tcp: Option<TcpRecord>,
     /// The tunnel the first frame came out of.
     pub tunnel: Option<Tunnel>,
+    /// What it speaks, where [`MeterConfig::identify`](crate::MeterConfig::identify) asks for it and it is known or guessed.
+    pub application: Option<Arc<Application>>,
     /// What others know of it.
     pub labels: Labels,
 }
@@ -313,9 +308,21 @@ fields! {
     PeerWorkloadProject = "peerWorkloadProject", None;
     PeerWorkloadService = "peerWorkloadService", None;
     ApplicationName = "applicationName", Some(96);
+    ApplicationGuess = "applicationGuess", None;
     TlsServerName = "tlsServerName", None;
+    TlsAlpn = "tlsAlpn", None;
+    TlsClientVersion = "tlsClientVersion", None;
+    TlsVersion = "tlsVersion", None;
+    TlsJa4 = "tlsJa4", None;
+    HttpRequestMethod = "httpRequestMethod", Some(459);
     HttpRequestHost = "httpRequestHost", Some(460);
+    HttpStatusCode = "httpStatusCode", Some(457);
     DnsQueryName = "dnsQueryName", None;
+    DnsQueryType = "dnsQueryType", None;
+    DnsResponseCode = "dnsResponseCode", None;
+    DnsAnswerCount = "dnsAnswerCount", None;
+    DnsAnswers = "dnsAnswers", None;
+    DnsLatency = "dnsLatencyMicroseconds", None;
 }
 
 impl FlowRecord {
@@ -441,11 +448,53 @@ impl FlowRecord {
             Field::PeerWorkloadImage => detail(&self.labels.peer_details, |of| &of.image),
             Field::PeerWorkloadProject => detail(&self.labels.peer_details, |of| &of.project),
             Field::PeerWorkloadService => detail(&self.labels.peer_details, |of| &of.service),
-            Field::ApplicationName => label(&self.labels.application_name),
-            Field::TlsServerName => label(&self.labels.tls_server_name),
-            Field::HttpRequestHost => label(&self.labels.http_request_host),
-            Field::DnsQueryName => label(&self.labels.dns_query_name),
+            Field::ApplicationName => {
+                let application = self.application.as_deref()?;
+                application.protocol.map(|it| Value::Text(it.name()))
+            }
+            Field::ApplicationGuess => {
+                let application = self.application.as_deref()?;
+                application.registered.map(Value::Text)
+            }
+            Field::TlsServerName => told(self.tls(), |tls| tls.server_name.as_deref()),
+            Field::TlsAlpn => told(self.tls(), |tls| tls.alpn.as_deref()),
+            Field::TlsClientVersion => told(self.tls(), |tls| tls.client_version.as_deref()),
+            Field::TlsVersion => told(self.tls(), |tls| tls.version.as_deref()),
+            Field::TlsJa4 => told(self.tls(), |tls| tls.ja4.as_deref()),
+            Field::HttpRequestMethod => told(self.http(), |http| http.method.as_deref()),
+            Field::HttpRequestHost => told(self.http(), |http| http.host.as_deref()),
+            Field::HttpStatusCode => {
+                let status = self.http().and_then(|http| http.status);
+                status.map(|status| Value::Unsigned(status.into()))
+            }
+            Field::DnsQueryName => told(self.dns(), |dns| dns.query_name.as_deref()),
+            Field::DnsQueryType => told(self.dns(), |dns| dns.query_type.as_deref()),
+            Field::DnsResponseCode => told(self.dns(), |dns| dns.response_code.as_deref()),
+            Field::DnsAnswerCount => {
+                let count = self.dns().and_then(|dns| dns.answer_count);
+                count.map(|count| Value::Unsigned(count.into()))
+            }
+            Field::DnsAnswers => told(self.dns(), |dns| dns.answers.as_deref()),
+            Field::DnsLatency => {
+                let latency = self.dns().and_then(|dns| dns.latency_micros);
+                latency.map(|micros| Value::Unsigned(micros.into()))
+            }
         }
+    }
+
+    #[inline]
+    fn tls(&self) -> Option<&Tls> {
+        self.application.as_deref()?.tls.as_deref()
+    }
+
+    #[inline]
+    fn http(&self) -> Option<&Http> {
+        self.application.as_deref()?.http.as_deref()
+    }
+
+    #[inline]
+    fn dns(&self) -> Option<&Dns> {
+        self.application.as_deref()?.dns.as_deref()
     }
 
     /// The time from its first frame to its last.
@@ -465,6 +514,12 @@ const fn tunnel_type(kind: TunnelKind) -> &'static str {
         // The enum may grow; its names are here.
         _ => "other",
     }
+}
+
+/// A text of what an application told, if it did.
+#[inline]
+fn told<T>(of: Option<&T>, pick: impl FnOnce(&T) -> Option<&str>) -> Option<Value<'_>> {
+    of.and_then(pick).map(Value::Text)
 }
 
 fn label(text: &Option<Arc<str>>) -> Option<Value<'_>> {

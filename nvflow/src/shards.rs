@@ -7,7 +7,7 @@ use nvcapture::wire::{Headers, Plain, Transport};
 
 use crate::clock::Clock;
 use crate::fragments::Fragments;
-use crate::{FlowKey, KeyHasher, MeterConfig};
+use crate::{FlowKey, Identify, KeyHasher, MeterConfig};
 
 /// Splits frames among meters, one to a thread: both directions of a connection, and the fragments of its packets, go to the same one.
 ///
@@ -70,10 +70,15 @@ impl Shards {
         self.count.get().into()
     }
 
-    /// What each meter is told: the same, but for its share of the connections.
+    /// What each meter is told: the same, but for its share of the connections, and of the memory for what they speak.
     pub fn config(&self) -> MeterConfig {
+        let count = self.count();
         MeterConfig {
-            max_connections: self.config.max_connections.div_ceil(self.count()),
+            max_connections: self.config.max_connections.div_ceil(count),
+            identify: self.config.identify.map(|whole| Identify {
+                pieces: whole.pieces.div_ceil(count),
+                memory: whole.memory.div_ceil(count),
+            }),
             ..self.config
         }
     }

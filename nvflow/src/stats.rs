@@ -39,6 +39,12 @@ pub struct MeterStats {
     pub evicted_embryonic: u64,
     /// Connections given up for new ones: others, the longest idle.
     pub evicted_idle: u64,
+    /// Connections of which it was found out what they speak.
+    pub identified: u64,
+    /// Times that names were not kept since the memory for them was used up.
+    pub names_refused: u64,
+    /// Sides of connections that were judged too soon, since others needed the place of their pieces.
+    pub pieces_given_up: u64,
     /// Records made.
     pub records: u64,
     /// Records made after the sink had failed or asked for no more; they are lost.
@@ -72,6 +78,9 @@ impl MeterStats {
             evicted_ended,
             evicted_embryonic,
             evicted_idle,
+            identified,
+            names_refused,
+            pieces_given_up,
             records,
             undelivered,
         } = other;
@@ -93,6 +102,9 @@ impl MeterStats {
             (&mut self.evicted_ended, evicted_ended),
             (&mut self.evicted_embryonic, evicted_embryonic),
             (&mut self.evicted_idle, evicted_idle),
+            (&mut self.identified, identified),
+            (&mut self.names_refused, names_refused),
+            (&mut self.pieces_given_up, pieces_given_up),
             (&mut self.records, records),
             (&mut self.undelivered, undelivered),
         ] {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use nvcapture::wire::Tunnel;
 use nvcapture::{prefer_huge_pages, prefetch};
 
+use crate::app::{Counts, Identifier};
 use crate::clock::Clock;
 use crate::entry::{Class, Entry, NONE, Step};
 use crate::index::BucketIndex;
@@ -88,6 +89,8 @@ pub(crate) struct Table {
     /// All there from the start; memory for those that are written alone.
     events: Vec<TcpEvents>,
     tunnels: HashMap<u32, Tunnel>,
+    /// Finds out what connections speak, where that is asked for.
+    identifier: Option<Box<Identifier>>,
     index: BucketIndex,
     hasher: KeyHasher,
     capacity: usize,
@@ -146,6 +149,7 @@ impl Table {
             blocks,
             events,
             tunnels: HashMap::new(),
+            identifier: config.identify.map(|how| Box::new(Identifier::new(how))),
             index: BucketIndex::new(capacity).map_err(memory)?,
             hasher: config
                 .hash_key
@@ -377,7 +381,39 @@ impl Table {
         } else {
             self.tunnels.get(&slot).copied()
         };
-        entry.record(addresses, block, tunnel, reason)
+        let mut record = entry.record(addresses, block, tunnel, reason);
+        if let Some(identifier) = &self.identifier {
+            record.application = identifier.application(entry, slot, &self.key_of(entry));
+        }
+        record
+    }
+
+    /// Whether nothing more can be told from what the side speaks that sent the frame of `step`.
+    #[inline(always)]
+    pub(crate) fn is_settled(&self, slot: u32, step: &Step) -> bool {
+        self.entry(slot).is_settled(step.direction as usize)
+    }
+
+    /// Looks at the payload of the frame of `step`, which is not yet counted.
+    pub(crate) fn look(&mut self, slot: u32, step: &Step, payload: &[u8]) {
+        if let Some(identifier) = &mut self.identifier {
+            identifier.look(&mut self.entries.items, slot, step, payload);
+        }
+    }
+
+    /// Says what can be said of what the connection in `slot` speaks: no more is looked at.
+    #[inline]
+    pub(crate) fn conclude(&mut self, slot: u32) {
+        if let Some(identifier) = &mut self.identifier {
+            identifier.conclude(&mut self.entries.items[slot as usize], slot);
+        }
+    }
+
+    /// What the identifier has done.
+    pub(crate) fn identified(&self) -> Counts {
+        self.identifier
+            .as_ref()
+            .map_or_else(Counts::default, |identifier| identifier.counts)
     }
 
     fn key_of(&self, entry: &Entry) -> FlowKey {
@@ -449,6 +485,11 @@ impl Table {
         if !self.tunnels.is_empty() {
             self.tunnels.remove(&slot);
         }
+        if let Some(identifier) = &mut self.identifier
+            && self.entries.items[slot as usize].is_named()
+        {
+            identifier.forget(slot);
+        }
         self.entries.give(slot, Entry::free);
         self.len -= 1;
         if self.ahead.0 == slot {
@@ -462,6 +503,9 @@ impl Table {
         self.addresses.clear();
         self.blocks.clear();
         self.tunnels.clear();
+        if let Some(identifier) = &mut self.identifier {
+            identifier.clear();
+        }
         self.index.clear();
         self.expendable.clear();
         self.kept.clear();

@@ -377,6 +377,7 @@ mod tests {
             flow_end_reason: None,
             tcp: None,
             tunnel: None,
+            application: None,
             labels: Labels {
                 workload: Some(here.into()),
                 peer_workload: Some(peer.into()),

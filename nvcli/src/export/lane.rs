@@ -499,6 +499,7 @@ pub(super) mod tests {
             flow_end_reason: Some(nvflow::FlowEndReason::IdleTimeout),
             tcp: None,
             tunnel: None,
+            application: None,
             labels: nvflow::Labels::default(),
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nvcapture::wire::{Headers, protocol};
 use nvcapture::{Frame, FrameMeta, Timestamp};
 use nvflow::{
-    Aggregator, Conversation, FlowEndReason, FlowRecord, GroupBy, Meter, MeterConfig, Observation,
+    Aggregator, Conversation, FlowEndReason, FlowRecord, GroupBy, Identify, Meter, MeterConfig, Observation,
     Timeouts,
 };
 
@@ -161,6 +161,7 @@ fn config(first: u8, second: u8, third: u8) -> MeterConfig {
         decapsulate: first & 1 != 0,
         vlan_in_key: first & 2 != 0,
         tcp_metrics: first & 4 != 0,
+        identify: (first & 8 != 0).then(Identify::default),
         protect: Duration::from_secs((first >> 6).into()),
         hash_key: Some([1, 2]),
     }
