@@ -30,7 +30,7 @@ nobody.bind(("127.0.0.1", 0))
 
 
 def commands(trace, folder):
-    nvcli = [env["BIN"] + "/nvcli", "flows", "--read", trace, "--max-connections", connections, "--output"]
+    nvcli = [env["BIN"] + "/nvcli", "flows", "--no-identify", "--read", trace, "--max-connections", connections, "--output"]
     return {
         "nvcli, JSON": nvcli + ["json"],
         "nvcli, CSV": nvcli + ["csv"],

@@ -253,7 +253,10 @@ pub(crate) struct Flows {
     /// Connections kept at the same time, at most
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = positive)]
     pub(crate) max_connections: usize,
-    /// Octets of a frame that the kernel keeps for reading; headers need no more than the default [default: 256; 1600 with --keep]
+    /// Do not find out what connections speak: no look at what is behind the headers
+    #[arg(long)]
+    pub(crate) no_identify: bool,
+    /// Octets of a frame that the kernel keeps for reading [default: 2048, whole frames of Ethernet; 256, headers, with --no-identify; 1600 with --keep]
     #[arg(long, value_name = "OCTETS", value_parser = clap::value_parser!(u32).range(64..=262_144))]
     pub(crate) snaplen: Option<u32>,
     /// Keep the last frames in so much memory, such as 64M, for `nvcli dump`

@@ -677,6 +677,13 @@ fn a_table_is_whole_without_a_terminal_and_fits_the_columns_told() {
     let whole = run(&args);
     assert_eq!(
         stdout(&whole),
+        "CLIENT                 SERVER                 PROTO  APPLICATION   STATE          PACKETS       OCTETS    RTT   TIME  END\n\
+         10.0.0.2:40000         10.0.0.3:80            tcp    http GET 204  CLOSED             4/4      178/187  2.0ms  7.0ms  closed\n\
+         10.0.0.2:5353          10.0.0.9:53            udp    domain?                          1/1        36/42         1.0ms  open\n"
+    );
+    let plain = run(&[&args[..], &["--no-identify"]].concat());
+    assert_eq!(
+        stdout(&plain),
         "CLIENT                 SERVER                 PROTO  STATE          PACKETS       OCTETS    RTT   TIME  END\n\
          10.0.0.2:40000         10.0.0.3:80            tcp    CLOSED             4/4      178/187  2.0ms  7.0ms  closed\n\
          10.0.0.2:5353          10.0.0.9:53            udp                       1/1        36/42         1.0ms  open\n"

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nvcapture::{
     BpfInsn, CaptureFile, FrameSource as _, Next, Ring, RingConfig, SourceStats, Timestamp,
 };
-use nvflow::{FlowRecord, Meter, MeterConfig, MeterStats, Observation, Sink, Timeouts};
+use nvflow::{FlowRecord, Identify, Meter, MeterConfig, MeterStats, Observation, Sink, Timeouts};
 use nvnet::BRIDGE;
 
 use crate::args::{Flows, RecordOutput, SortKey};
@@ -37,7 +37,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// Frames reach us this much later than they came, at most: the ring keeps them until a block is full or due.
 const LATENESS: Duration = Duration::from_millis(500);
 /// Enough for Ethernet, two tags, IPv6 with extension headers and TCP with all options.
-const SNAPLEN: u32 = 256;
+const HEADERS: u32 = 256;
+/// Enough for a whole frame of Ethernet, and for a ClientHello in a super-frame.
+const BEGINNINGS: u32 = 2_048;
 /// What is kept of a frame for `nvcli dump`: a whole packet of Ethernet's, but not all of a super-frame.
 const KEPT: u32 = 1_600;
 /// Records that are held back for sorting when no count is given.
@@ -135,6 +137,7 @@ fn config(args: &Flows) -> MeterConfig {
             Observation::None
         },
         decapsulate: args.decap,
+        identify: (!args.no_identify).then(Identify::default),
         mtu: args.mtu.map_or(MeterConfig::default().mtu, mtu),
         ..MeterConfig::default()
     }
@@ -553,7 +556,11 @@ fn live(
         }
         None => None,
     };
-    let default = if recorder.is_some() { KEPT } else { SNAPLEN };
+    let default = match (&recorder, args.no_identify) {
+        (Some(_), _) => KEPT,
+        (None, true) => HEADERS,
+        (None, false) => BEGINNINGS,
+    };
     let config = RingConfig {
         snaplen: Some(args.snaplen.unwrap_or(default)),
         filter,

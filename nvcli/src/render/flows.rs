@@ -215,11 +215,12 @@ fn csv_text(out: &mut Line<'_>, text: &str) {
 }
 
 /// The columns of a table of connections.
-pub(crate) const COLUMNS: [Column; 11] = [
+pub(crate) const COLUMNS: [Column; 12] = [
     Column::left("CLIENT").fit(Fit::Shorten(14)).usual(21),
     Column::left("SERVER").fit(Fit::Shorten(14)).usual(21),
     Column::left("AT").fit(Fit::Drop(3)),
     Column::left("PROTO"),
+    Column::left("APPLICATION").fit(Fit::ShortenOrDrop(12, 1)),
     Column::left("VLAN").fit(Fit::Drop(5)),
     Column::left("STATE").fit(Fit::Drop(2)).usual(11),
     Column::right("PACKETS").usual(9),
@@ -316,6 +317,7 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
         // Traffic between two attached containers is seen at both.
         escape::text(record.labels.workload.as_deref().unwrap_or_default()).into_owned(),
         protocol(record.protocol_identifier).into_owned(),
+        application(record),
         record.vlan_id.map(|id| id.to_string()).unwrap_or_default(),
         state,
         both(record.forward.packets, record.reverse.packets),
@@ -325,6 +327,43 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
         duration(record.duration()),
         ended(record).to_owned(),
     ]
+}
+
+/// What a connection speaks, with whom it wants to speak, and what came of it; a guess has a question mark.
+pub(crate) fn application(record: &FlowRecord) -> String {
+    let Some(application) = &record.application else {
+        return String::new();
+    };
+    let Some(protocol) = application.protocol else {
+        return application
+            .registered
+            .map(|name| format!("{name}?"))
+            .unwrap_or_default();
+    };
+    let mut text = protocol.name().to_owned();
+    let mut add = |word: Option<&str>| {
+        if let Some(word) = word {
+            text.push(' ');
+            text.push_str(&escape::text(word));
+        }
+    };
+    if let Some(tls) = &application.tls {
+        add(tls.server_name.as_deref());
+    }
+    if let Some(http) = &application.http {
+        add(http.method.as_deref());
+        add(http.host.as_deref());
+        add(http.status.map(|status| status.to_string()).as_deref());
+    }
+    if let Some(dns) = &application.dns {
+        add(dns.query_type.as_deref());
+        add(dns.query_name.as_deref());
+        add(dns
+            .response_code
+            .as_deref()
+            .filter(|code| *code != "NOERROR"));
+    }
+    text
 }
 
 fn endpoint_text(endpoint: Endpoint, name: Option<&str>, has_ports: bool) -> String {

@@ -20,8 +20,28 @@ pub(crate) enum Fit {
     Whole,
     /// Its cells lose their middle, down to this width.
     Shorten(usize),
+    /// Both: down to this width, and where that is too much it is left out as [`Drop`](Self::Drop) is.
+    ShortenOrDrop(usize, u8),
     /// It is left out, highest number first.
     Drop(u8),
+}
+
+impl Fit {
+    /// The width that cells can be shortened to.
+    const fn least(self) -> Option<usize> {
+        match self {
+            Self::Shorten(least) | Self::ShortenOrDrop(least, _) => Some(least),
+            Self::Whole | Self::Drop(_) => None,
+        }
+    }
+
+    /// When the column is left out; the highest number goes first.
+    const fn order(self) -> Option<u8> {
+        match self {
+            Self::Drop(order) | Self::ShortenOrDrop(_, order) => Some(order),
+            Self::Whole | Self::Shorten(_) => None,
+        }
+    }
 }
 
 /// One column of a table.
@@ -116,10 +136,11 @@ impl Layout {
         let mut left = self
             .columns
             .iter()
-            .filter(|column| matches!(column.fit, Fit::Shorten(_)))
+            .zip(&self.widths)
+            .filter(|(column, width)| column.fit.least().is_some() && width.is_some())
             .count();
         for (column, width) in self.columns.iter().zip(&mut self.widths) {
-            if let (Fit::Shorten(_), Some(width)) = (column.fit, width) {
+            if let (Some(_), Some(width)) = (column.fit.least(), width) {
                 let more = (room / left.max(1)).min(most.saturating_sub(*width));
                 *width += more;
                 room -= more;
@@ -146,8 +167,8 @@ impl Layout {
             if !line.is_empty() {
                 line.extend(std::iter::repeat_n(' ', GAP));
             }
-            let cell = match column.fit {
-                Fit::Shorten(_) if self.limit.is_some() => shortened(cell, width),
+            let cell = match column.fit.least() {
+                Some(_) if self.limit.is_some() => shortened(cell, width),
                 _ => Cow::Borrowed(cell.as_str()),
             };
             let padding = width.saturating_sub(cell.width());
@@ -179,9 +200,9 @@ fn shrink(columns: &[Column], widths: &mut [Option<usize>], limit: usize) {
         let saved: usize = columns
             .iter()
             .zip(widths)
-            .filter_map(|(column, width)| match column.fit {
-                Fit::Shorten(least) => width.map(|width| width.saturating_sub(least)),
-                Fit::Whole | Fit::Drop(_) => None,
+            .filter_map(|(column, width)| {
+                let least = column.fit.least()?;
+                width.map(|width| width.saturating_sub(least))
             })
             .sum();
         total(widths) - saved
@@ -190,9 +211,9 @@ fn shrink(columns: &[Column], widths: &mut [Option<usize>], limit: usize) {
         let next = columns
             .iter()
             .enumerate()
-            .filter_map(|(at, column)| match column.fit {
-                Fit::Drop(order) if widths[at].is_some() => Some((order, at)),
-                _ => None,
+            .filter_map(|(at, column)| {
+                let order = column.fit.order()?;
+                widths[at].map(|_| (order, at))
             })
             .max();
         let Some((_, at)) = next else { break };
@@ -203,24 +224,26 @@ fn shrink(columns: &[Column], widths: &mut [Option<usize>], limit: usize) {
         let widest = columns
             .iter()
             .enumerate()
-            .filter_map(|(at, column)| match (column.fit, widths[at]) {
-                (Fit::Shorten(least), Some(width)) if width > least => Some((width, at)),
+            .filter_map(|(at, column)| match (column.fit.least(), widths[at]) {
+                (Some(least), Some(width)) if width > least => Some((width, at)),
                 _ => None,
             })
             .max();
         let Some((width, at)) = widest else { break };
         // Far from the limit at first: the widest may be as wide as a name can be.
         let excess = total(widths) - limit;
-        let Fit::Shorten(least) = columns[at].fit else {
+        let Some(least) = columns[at].fit.least() else {
             break;
         };
         let second = columns
             .iter()
             .enumerate()
-            .filter_map(|(other, column)| match (column.fit, widths[other]) {
-                (Fit::Shorten(_), Some(width)) if other != at => Some(width),
-                _ => None,
-            })
+            .filter_map(
+                |(other, column)| match (column.fit.least(), widths[other]) {
+                    (Some(_), Some(width)) if other != at => Some(width),
+                    _ => None,
+                },
+            )
             .max()
             .unwrap_or(0);
         let step = excess
