@@ -70,7 +70,7 @@ fn log(verbose: u8, is_agent: bool) {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| escape::Log(std::io::stderr()))
         .with_target(false)
         .init();
 }

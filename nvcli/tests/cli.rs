@@ -705,6 +705,92 @@ fn a_table_is_whole_without_a_terminal_and_fits_the_columns_told() {
     assert!(!stdout(&bare).contains("CLIENT"));
 }
 
+/// A ClientHello that asks for `name`, in its record.
+fn hello(name: &[u8]) -> Vec<u8> {
+    let long = |octets: &[u8]| {
+        let length = u16::try_from(octets.len()).unwrap();
+        [&length.to_be_bytes(), octets].concat()
+    };
+    let names = long(&[&[0], &long(name)[..]].concat());
+    let extensions = long(&[&[0, 0], &long(&names)[..]].concat());
+    let body = [
+        &[3, 3][..],
+        &[7; 32],
+        &[0, 0, 2, 0x13, 1, 1, 0],
+        &extensions,
+    ]
+    .concat();
+    let message = [&[1, 0], &long(&body)[..]].concat();
+    [&[22, 3, 1], &long(&message)[..]].concat()
+}
+
+#[test]
+fn hostile_names_from_frames_are_shown_harmless() {
+    let name = "evil\n\x1b[2J\u{202e}.example";
+    // 255 octets, of characters that ring the bell and of what a spreadsheet takes for a formula.
+    let label = [&[63][..], &[7; 63]].concat();
+    let query = [
+        &[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..],
+        &[61],
+        &[b'='; 61],
+        &label,
+        &label,
+        &label,
+        &[0, 0, 1, 0, 1],
+    ]
+    .concat();
+    let web = ([10, 0, 0, 2], 40_001);
+    let request = b"GET / HTTP/1.1\r\nHost: =cmd|'/c calc'\r\n\r\n";
+    let frames = [
+        segment(CLIENT, SERVER, 9, 0, SYN, b""),
+        segment(CLIENT, SERVER, 10, 1, ACK, &hello(name.as_bytes())),
+        datagram(CLIENT, RESOLVER, &query),
+        segment(web, SERVER, 10, 1, ACK, request),
+    ];
+    let folder = Folder::new();
+    let file = folder.file("a.pcapng", &capture(&frames));
+    let shown = |output: &str| {
+        let output = run(&["flows", "--read", text(&file), "--output", output]);
+        let shown = stdout(&output).to_owned();
+        let harmful = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!shown.contains(harmful), "{shown}");
+        shown
+    };
+    let table = shown("table");
+    assert_eq!(table.lines().count(), 4);
+    assert!(
+        table.contains("tls evil\\n\\x1b[2J\\u{202e}.example"),
+        "{table}"
+    );
+    // A name that is long beyond use does not make the table so.
+    assert!(table.lines().all(|line| line.len() < 250), "{table}");
+
+    let json = shown("json");
+    let records: Vec<Value> = json
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let told = |key: &str| records.iter().find_map(|record| record[key].as_str());
+    assert_eq!(told("tlsServerName"), Some(name));
+    let asked = format!(
+        "{}{}",
+        "=".repeat(61),
+        format!(".{}", "\\007".repeat(63)).repeat(3)
+    );
+    assert_eq!(told("dnsQueryName"), Some(asked.as_str()));
+    assert_eq!(told("httpRequestHost"), Some("=cmd|'/c calc'"));
+
+    let table = shown("csv");
+    let mut reader = csv::Reader::from_reader(table.as_bytes());
+    let fields: Vec<String> = reader
+        .records()
+        .flat_map(|row| row.unwrap().iter().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    assert!(fields.iter().any(|field| field == "'=cmd|'/c calc'"));
+    let formula = |field: &&String| field.starts_with(['=', '+', '@']);
+    assert_eq!(fields.iter().find(formula), None);
+}
+
 #[test]
 fn count_ends_the_run_and_with_sort_takes_the_first() {
     let folder = Folder::new();

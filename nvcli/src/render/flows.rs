@@ -8,7 +8,7 @@ use nvflow::{Columns, Endpoint, Field, FlowEndReason, FlowRecord, Value, Vantage
 
 use crate::escape;
 use crate::render::gather::{Gather, Line, Short};
-use crate::render::table::{Column, Fit, Layout};
+use crate::render::table::{Column, Fit, Layout, shortened};
 use crate::render::text::{count, duration};
 
 /// Takes records and writes lines.
@@ -329,6 +329,9 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
     ]
 }
 
+/// Columns that a name may take, which can be 1,000 characters: JSON and CSV have all of it.
+const LONGEST_WORD: usize = 64;
+
 /// What a connection speaks, with whom it wants to speak, and what came of it; a guess has a question mark.
 pub(crate) fn application(record: &FlowRecord) -> String {
     let Some(application) = &record.application else {
@@ -344,7 +347,7 @@ pub(crate) fn application(record: &FlowRecord) -> String {
     let mut add = |word: Option<&str>| {
         if let Some(word) = word {
             text.push(' ');
-            text.push_str(&escape::text(word));
+            text.push_str(&shortened(&escape::text(word), LONGEST_WORD));
         }
     };
     if let Some(tls) = &application.tls {
