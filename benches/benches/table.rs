@@ -13,7 +13,8 @@ use hashbrown::HashTable;
 use nv_benches::{ACK, Numbers, SYN, Shape, Traffic, Zipf, shortest};
 use nvcapture::Timestamp;
 use nvflow::{
-    Aggregator, BucketIndex, FlowRecord, GroupBy, Meter, MeterConfig, Observation, sink_fn,
+    Aggregator, BucketIndex, FlowRecord, GroupBy, Identify, Meter, MeterConfig, Observation,
+    sink_fn,
 };
 
 const FRAMES: usize = 1 << 20;
@@ -151,7 +152,7 @@ fn options(criterion: &mut Criterion) {
     const MARKER: [u8; 6] = [0x4e, 0x65, 0x75, 0x56, 0, 9];
     type Change = fn(Traffic) -> Traffic;
     let plain = MeterConfig::default;
-    let cases: [(&str, Shape, MeterConfig, Change); 8] = [
+    let cases: [(&str, Shape, MeterConfig, Change); 9] = [
         ("none", Shape::V4, plain(), |traffic| traffic),
         (
             "without tcp_metrics",
@@ -198,6 +199,15 @@ fn options(criterion: &mut Criterion) {
             },
             |traffic| traffic,
         ),
+        (
+            "identify, all settled",
+            Shape::V4,
+            MeterConfig {
+                identify: Some(Identify::default()),
+                ..plain()
+            },
+            |traffic| traffic,
+        ),
         ("VLAN, vlan_in_key", Shape::Vlan, plain(), |traffic| traffic),
         (
             "VLAN, not in key",
@@ -229,6 +239,81 @@ fn options(criterion: &mut Criterion) {
                 });
             });
             assert_eq!(meter.stats().opened, size as u64, "{name}");
+        }
+    }
+    group.finish();
+}
+
+/// A ClientHello of the usual size, in its record.
+fn hello() -> Vec<u8> {
+    let long = |octets: &[u8]| [&(octets.len() as u16).to_be_bytes(), octets].concat();
+    let extension = |kind: u16, value: &[u8]| [&kind.to_be_bytes()[..], &long(value)].concat();
+    let name = long(&[&[0], &long(b"www.example.com")[..]].concat());
+    let mut extensions = [
+        extension(0, &name),
+        extension(16, &long(b"\x02h2\x08http/1.1")),
+        extension(43, &[4, 3, 4, 3, 3]),
+        extension(13, &long(&[4, 3, 8, 4, 4, 1, 5, 3, 8, 5, 5, 1, 8, 6, 6, 1])),
+    ]
+    .concat();
+    for kind in [5, 10, 11, 18, 23, 27, 35, 45, 51] {
+        extensions.extend(extension(kind, &[0; 16]));
+    }
+    let body = [
+        &[3, 3][..],
+        &[7; 32],
+        &[32],
+        &[9; 32],
+        &long(&[0x13; 32]),
+        &[1, 0],
+        &long(&extensions),
+    ]
+    .concat();
+    let message = [&[1, 0], &long(&body)[..]].concat();
+    [&[22, 3, 1][..], &long(&message)].concat()
+}
+
+/// What it costs to find out what a connection speaks: each frame is the first of its connection. Off beside it.
+fn identify(criterion: &mut Criterion) {
+    const CONNECTIONS: usize = 1 << 16;
+    let query = b"\x00\x21\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03www\x07example\x03com\x00\x00\x01\x00\x01";
+    let request = b"GET /index.html HTTP/1.1\r\nUser-Agent: curl/8.5.0\r\nHost: www.example.com\r\nAccept: */*\r\n\r\n";
+    let mut group = criterion.benchmark_group("identify");
+    group
+        .throughput(Throughput::Elements(CONNECTIONS as u64))
+        .sample_size(10);
+    for (name, payload) in [
+        ("ClientHello", &hello()[..]),
+        ("request of HTTP", request),
+        ("query of DNS", query),
+        ("nothing known", &[0xee; 100]),
+    ] {
+        let traffic = Traffic::new(Shape::V4, 54 + payload.len(), CONNECTIONS, |place| {
+            (place as u32, false, ACK)
+        })
+        .saying(payload);
+        for (how, identify) in [("off", None), ("on", Some(Identify::default()))] {
+            group.bench_function(format!("{name}, {how}"), |bencher| {
+                bencher.iter_batched_ref(
+                    || {
+                        Meter::new(MeterConfig {
+                            max_connections: CONNECTIONS,
+                            identify,
+                            ..MeterConfig::default()
+                        })
+                        .expect("memory")
+                    },
+                    |meter| {
+                        let Ok(_) = meter.observe(
+                            traffic.frames(Timestamp::from_nanos(1_000_000_000)),
+                            &mut sink_fn(nowhere),
+                        );
+                        let found = meter.stats().identified > 0;
+                        assert_eq!(found, identify.is_some() && name != "nothing known");
+                    },
+                    BatchSize::PerIteration,
+                );
+            });
         }
     }
     group.finish();
@@ -370,5 +455,5 @@ fn index(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, observe, options, index, aggregate);
+criterion_group!(benches, observe, options, identify, index, aggregate);
 criterion_main!(benches);

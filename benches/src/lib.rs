@@ -144,6 +144,17 @@ impl Traffic {
         self
     }
 
+    /// The same frames, with `payload` at the end of each.
+    #[must_use]
+    pub fn saying(mut self, payload: &[u8]) -> Self {
+        for frame in self.octets.chunks_exact_mut(self.length) {
+            let begin = frame.len().saturating_sub(payload.len());
+            let said = &payload[..frame.len() - begin];
+            frame[begin..].copy_from_slice(said);
+        }
+        self
+    }
+
     /// The same frames, each in a VXLAN packet between two hosts.
     #[must_use]
     pub fn in_vxlan(self) -> Self {
