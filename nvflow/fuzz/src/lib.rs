@@ -1,5 +1,6 @@
-//! What must hold of a meter for any frames at any times: [`table`] panics when it does not.
+//! What must hold of a meter for any frames at any times, and of what it finds out: [`table`] and [`app`] panic when it does not.
 
+mod app;
 mod frames;
 
 use std::collections::BTreeMap;
@@ -10,10 +11,11 @@ use std::time::Duration;
 use nvcapture::wire::{Headers, protocol};
 use nvcapture::{Frame, FrameMeta, Timestamp};
 use nvflow::{
-    Aggregator, Conversation, FlowEndReason, FlowRecord, GroupBy, Identify, Meter, MeterConfig, Observation,
-    Timeouts,
+    Aggregator, Conversation, FlowEndReason, FlowRecord, GroupBy, Identify, Meter, MeterConfig,
+    Observation, Timeouts,
 };
 
+pub use app::app;
 pub use frames::{Script, kind};
 
 /// What an input tells to do.
