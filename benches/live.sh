@@ -86,8 +86,9 @@ for length in $lengths; do
           END {
             split(said, word, " "); sent = word[1]; achieved = word[7]
             match(said, /; [0-9.]+ s of CPU/); kernel = substr(said, RSTART + 2, RLENGTH - 13)
-            printf "%-13s %6d %9d %10d %10d %9d %9d %11.0f %11.0f\n", kind, length_, achieved, sent, seen, lost,
-              kind == "none" ? 0 : sent - seen - lost, seen > 0 ? cpu * 1e9 / seen : 0, kernel * 1e9 / sent
+            off = (kind == "none") ? 0 : sent - seen - lost
+            each = (seen > 0) ? cpu * 1e9 / seen : 0
+            printf "%-13s %6d %9d %10d %10d %9d %9d %11.0f %11.0f\n", kind, length_, achieved, sent, seen, lost, off, each, kernel * 1e9 / sent
           }' "$work/said" | tee -a "$work/all"
       done
     done
