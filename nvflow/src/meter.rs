@@ -247,6 +247,21 @@ impl Meter {
         self.metering.longest = mtu.unwrap_or(u32::MAX);
     }
 
+    /// As [`open`](Self::open), with the number of each connection's place in the table.
+    ///
+    /// The place stays the same as long as the connection is open; afterwards another one may get it, which begins later
+    /// or has other ends. Places are below [`MeterStats::high_water`]: whoever looks again and again can keep what it knows
+    /// of each connection in an array.
+    pub fn open_places(
+        &self,
+        mut visit: impl FnMut(u32, FlowRecord) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let table = &self.metering.table;
+        table
+            .slots()
+            .try_for_each(|slot| visit(slot, table.record(slot, None)))
+    }
+
     /// What was done so far.
     pub fn stats(&self) -> MeterStats {
         let found = self.metering.table.identified();

@@ -955,3 +955,32 @@ fn inside_a_tunnel_each_packet_has_the_headers_of_both() {
         assert_eq!(sent.layer2_octets, 14_000 + 10 * around);
     }
 }
+
+#[test]
+fn an_open_connection_keeps_its_place() {
+    let mut meter = Meter::new(MeterConfig::default()).expect("memory");
+    let mut records = Vec::new();
+    let places = |meter: &Meter| {
+        let mut places = Vec::new();
+        let _all = meter.open_places(|place, record| {
+            assert!(u64::from(place) < meter.stats().high_water);
+            places.push((record.source.port, place));
+            ControlFlow::Continue(())
+        });
+        places.sort_unstable();
+        places
+    };
+    let syn = |at, port| tcp(at, ends(port), SYN, (7, 0), 0);
+    observe(&mut meter, &mut records, &[syn(0, 1), syn(1, 2), syn(2, 3)]);
+    let before = places(&meter);
+    assert_eq!(before.len(), 3);
+    let reset = tcp(3, back(ends(2)), RST | ACK, (0, 8), 0);
+    observe(&mut meter, &mut records, &[reset, syn(4, 1)]);
+    // The one that was reset goes after a while; its place is free for the next.
+    observe(&mut meter, &mut records, &[syn(20_000, 4)]);
+    assert_eq!(records.len(), 1);
+    let after = places(&meter);
+    assert_eq!(after[0], before[0]);
+    assert_eq!(after[1], before[2]);
+    assert_eq!(after[2], (4, before[1].1));
+}
