@@ -9,6 +9,7 @@ use crate::export::ExportConfig;
 use crate::filter::Filter;
 use crate::groups::Grouping;
 use crate::target::Target;
+use crate::watch::model::Grouping as ViewGrouping;
 
 /// See what a container is talking to: attach, capture and meter its network, from one command.
 ///
@@ -195,7 +196,9 @@ pub(crate) struct Repair {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  nvcli flows --watch                            a table that refreshes itself; Ctrl-C ends it
+  nvcli flows --watch                            who talks to whom, now; q ends it
+  nvcli flows --watch --group service
+  nvcli flows --watch --output json              a line as each connection opens, changes and ends
   nvcli flows --container web-1 --duration 10s
   nvcli flows 'tcp port 443 and host 10.0.0.2'   only these frames; the kernel leaves out the others
   nvcli flows --output json | jq .octetDeltaCount
@@ -211,9 +214,16 @@ pub(crate) struct Flows {
     /// Read a capture file (- for standard input); may be given again, the files are read as one
     #[arg(short, long, value_name = "FILE", num_args = 1, conflicts_with_all = ["watch", "containers", "snaplen", "duration"])]
     pub(crate) read: Vec<PathBuf>,
-    /// Show the open connections in a table that refreshes itself (without a terminal: JSON lines)
+    /// Show the open connections as they go on, ? tells the keys (without a terminal, or with --output json or csv: a
+    /// line as each opens, changes and ends)
     #[arg(short, long)]
     pub(crate) watch: bool,
+    /// With --watch: how often it is looked at what has changed [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "watch")]
+    pub(crate) interval: Option<Duration>,
+    /// With --watch: put connections together by this at the start
+    #[arg(long, value_enum, value_name = "KEY", requires = "watch")]
+    pub(crate) group: Option<ViewGrouping>,
     /// Only connections of this container (name, or first digits of its id); may be given again
     #[arg(short, long = "container", value_name = "CONTAINER")]
     pub(crate) containers: Vec<String>,
@@ -232,7 +242,7 @@ pub(crate) struct Flows {
     /// Send the records there too (docs/export.md); may be given again: file:PATH, stdout, unix:PATH, ipfix+udp://HOST:PORT, ipfix+tcp://HOST:PORT, prometheus://HOST:PORT, nats://HOST:PORT, otlp+http://HOST:PORT
     #[arg(short = 'x', long = "export", value_name = "URL")]
     pub(crate) exports: Vec<ExportConfig>,
-    /// Hold the records back until the end and put the largest first
+    /// Hold the records back until the end and put the largest first; with --watch what is shown is so ordered
     #[arg(short, long, value_enum, value_name = "KEY")]
     pub(crate) sort: Option<SortKey>,
     /// End with the accounting of all frames on standard error (live runs always do, unless --quiet)
@@ -287,6 +297,14 @@ pub(crate) enum SortKey {
     Duration,
     /// First frame; the earliest first
     Start,
+    /// Octets a second of both directions
+    Rate,
+    /// Round trip of the TCP handshake
+    Rtt,
+    /// Segments that were sent again
+    Retransmits,
+    /// Their share of the packets
+    Loss,
 }
 
 /// Write the frames of attached containers to a pcapng file
@@ -329,8 +347,8 @@ pub(crate) struct Capture {
 
 /// Check whether this machine can do it, and what is wrong if something is
 ///
-/// Looks at privileges, kernel features, the memory a ring needs, the Docker engine and what is attached. Changes
-/// nothing. Exit code 0: usable; 1: not.
+/// Looks at privileges, kernel features, the memory a ring needs, the Docker engine and what is attached, and listens for a
+/// second whether the frames of all that is attached are seen. Changes nothing. Exit code 0: usable; 1: not.
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {
     /// Look at this target too: container, pid:N or netns:NAME

@@ -116,7 +116,8 @@ impl Groups {
                 let packets = |sum: &Conversation| Reverse(sum.packets + sum.reverse_packets);
                 sums.sort_by(|(a, x), (b, y)| (packets(x), a).cmp(&(packets(y), b)));
             }
-            Some(SortKey::Octets | SortKey::Duration) => {
+            // What only single connections have was refused before.
+            Some(_) => {
                 sums.sort_by(|(a, x), (b, y)| (octets(x), a).cmp(&(octets(y), b)));
             }
         }

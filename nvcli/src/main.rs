@@ -9,11 +9,13 @@ mod cmd;
 mod container;
 mod engine;
 mod escape;
+mod events;
 mod exit;
 mod export;
 mod expression;
 mod filter;
 mod groups;
+mod health;
 mod meters;
 mod names;
 mod open;
@@ -23,6 +25,7 @@ mod recorder;
 mod render;
 mod signals;
 mod target;
+mod watch;
 
 use std::process::ExitCode;
 

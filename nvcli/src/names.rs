@@ -70,13 +70,14 @@ impl Current {
     }
 }
 
+/// Whose an attached interface is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Known {
-    workload: Arc<str>,
-    container_id: Option<String>,
-    interface: Arc<str>,
+pub(crate) struct Known {
+    pub(crate) workload: Arc<str>,
+    pub(crate) container_id: Option<String>,
+    pub(crate) interface: Arc<str>,
     /// Frames that are older are of one that had the id before. Unit: milliseconds since 1970.
-    since: u64,
+    pub(crate) since: u64,
 }
 
 /// The attached containers, as the kernel last told; one that is gone keeps its name for what it sent and received.
@@ -90,6 +91,7 @@ pub(crate) struct Names {
     by_id: HashMap<u16, Vec<Known>>,
     /// `None` where two containers have the same address, in networks of their own.
     by_address: HashMap<IpAddr, Option<Arc<str>>>,
+    version: u32,
 }
 
 impl Names {
@@ -102,6 +104,7 @@ impl Names {
             attached: Vec::new(),
             by_id: HashMap::new(),
             by_address: HashMap::new(),
+            version: 0,
         };
         names.refresh()?;
         Ok(names)
@@ -123,8 +126,11 @@ impl Names {
                     && new.since_ms() == old.since_ms()
             });
         if same {
+            // Health and counters may be others.
+            self.attached = attached;
             return Ok(());
         }
+        self.version += 1;
         self.by_address.clear();
         for attachment in &attached {
             let workload: Arc<str> = attachment.workload.name.as_str().into();
@@ -152,13 +158,31 @@ impl Names {
 
     /// Whose frames those of the record are: of the attachment that had the id when the first one came.
     fn holder(&self, record: &FlowRecord) -> Option<&Known> {
-        let holders = self.by_id.get(&record.observation_point?)?;
-        at(holders, record.flow_start.as_micros() / 1_000)
+        holder(&self.by_id, record)
     }
 
     /// What is attached now.
     pub(crate) fn attached(&self) -> &[Attachment] {
         &self.attached
+    }
+
+    /// Another number when a name may be another.
+    pub(crate) const fn version(&self) -> u32 {
+        self.version
+    }
+
+    pub(crate) const fn host(&self) -> &Netns {
+        &self.host
+    }
+
+    /// Whose the marks are.
+    pub(crate) const fn by_id(&self) -> &HashMap<u16, Vec<Known>> {
+        &self.by_id
+    }
+
+    /// Whose the addresses are.
+    pub(crate) const fn by_address(&self) -> &HashMap<IpAddr, Option<Arc<str>>> {
+        &self.by_address
     }
 
     /// Writes into `record` whose it is.
@@ -207,6 +231,15 @@ fn hold(holders: &mut Vec<Known>, now: Known) {
 fn at(holders: &[Known], time: u64) -> Option<&Known> {
     let by_then = holders.iter().rev().find(|known| known.since <= time);
     by_then.or(holders.first())
+}
+
+/// Of those who had the ids, the one that had the record's when its first frame came.
+pub(crate) fn holder<'k>(
+    by_id: &'k HashMap<u16, Vec<Known>>,
+    record: &FlowRecord,
+) -> Option<&'k Known> {
+    let holders = by_id.get(&record.observation_point?)?;
+    at(holders, record.flow_start.as_micros() / 1_000)
 }
 
 /// Whether `wanted` names the workload: by its name, or by the first digits of its container's id.

@@ -1,10 +1,10 @@
 //! SIGINT, SIGTERM and SIGHUP: the end of a run, and no end in the middle of a change.
 
-use std::io::{self, Write as _};
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -15,6 +15,9 @@ fn endings() -> SigSet {
         .into_iter()
         .collect()
 }
+
+/// How long a view has to end when its terminal is gone.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Whether somebody asked for the end.
 #[derive(Clone, Debug)]
@@ -33,17 +36,24 @@ impl Interrupt {
             .name("signals".to_owned())
             .spawn(move || {
                 while let Ok(signal) = set.wait() {
-                    if flag.swap(true, Ordering::Relaxed) {
-                        // A view may have hidden the cursor; showing it twice does no harm.
-                        if io::IsTerminal::is_terminal(&io::stdout()) {
-                            let _ = io::stderr().write_all(b"\x1b[?25h\n");
-                        }
+                    let is_second = flag.swap(true, Ordering::Relaxed);
+                    if signal == Signal::SIGHUP && !is_second && crate::watch::is_taken() {
+                        // A view whose terminal is gone has nobody to read from, and may not notice.
+                        thread::sleep(GRACE);
+                    }
+                    if is_second || (signal == Signal::SIGHUP && crate::watch::is_taken()) {
+                        crate::watch::give_back();
                         process::exit(128 + signal as i32);
                     }
                 }
             })
             .map_err(|source| CliError::new("cannot listen for signals").because(source))?;
         Ok(Self(asked))
+    }
+
+    /// Asks for the end, as a signal does.
+    pub(crate) fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 
     /// Whether a signal came.

@@ -1,42 +1,23 @@
 //! `nvcli doctor`: what works on this machine, what does not, and what to do about it.
 
-use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
+use std::time::{Duration, Instant};
 
-use nvcapture::{Ring, RingConfig};
+use nvcapture::{Next, Ring, RingConfig};
 use nvnet::{Attachment, BRIDGE, EX_PREFIX, Features, Mode, Netns, Survey};
 use serde::Serialize;
 
 use crate::args::{Doctor, ListOutput};
+use crate::cmd::flows::no_ring;
 use crate::container::Engine;
 use crate::escape;
 use crate::exit::{CliError, Exit, Result, Say};
+use crate::health::{self, Tally, Verdict, Whose};
 use crate::open::{Opener, host, net};
-use crate::render::table::{Column, Fit, table, terminal_width};
+use crate::render::table::{Column, table, terminal_width};
+use crate::render::text::{grouped, wrapped};
 use crate::target::Target;
-
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    /// As it should be.
-    Ok,
-    /// It works, with less than could be.
-    Warn,
-    /// nvcli cannot do its work.
-    Fail,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ok => "ok",
-            Self::Warn => "warn",
-            Self::Fail => "fail",
-        })
-    }
-}
 
 /// One thing looked at.
 #[derive(Clone, Debug, Serialize)]
@@ -104,6 +85,16 @@ impl Finding {
         }
     }
 
+    fn of(check: &'static str, finding: health::Finding) -> Self {
+        Self {
+            verdict: finding.verdict,
+            check,
+            found: finding.what,
+            remedy: finding.remedy,
+            surveyed: None,
+        }
+    }
+
     /// A failed attempt, as bad as `verdict`.
     fn error(verdict: Verdict, check: &'static str, error: &CliError) -> Self {
         let found = match error.causes() {
@@ -134,6 +125,7 @@ pub(crate) fn run(args: &Doctor, say: Say) -> Result<Exit> {
     findings.push(docker(engine.as_ref(), args.target.as_ref()));
     if privileged {
         findings.extend(attachments());
+        findings.extend(frames());
         let host = Netns::current();
         findings.push(other_filters(host.as_ref(), "on this host"));
         if let Some(target) = &args.target {
@@ -367,6 +359,98 @@ fn attachments() -> Vec<Finding> {
     read().unwrap_or_else(|error| vec![Finding::error(Verdict::Fail, CHECK, &error)])
 }
 
+/// How long is listened for the frames of what is attached.
+const LISTENS: Duration = Duration::from_secs(1);
+
+/// Whether the frames of what is attached are seen, both ways, beside what its interfaces count in the same time.
+fn frames() -> Vec<Finding> {
+    const CHECK: &str = "frames";
+    let listen = || -> Result<Vec<Finding>> {
+        let failed = |error: nvnet::Error| net("cannot read what is attached", &error);
+        let host = host()?;
+        let attached = nvnet::list(&host).map_err(failed)?;
+        if attached.is_empty() {
+            return Ok(Vec::new());
+        }
+        let counted = || -> Vec<Option<[u64; 2]>> {
+            let each = attached.iter();
+            each.map(|attachment| health::counted(&host, attachment))
+                .collect()
+        };
+        let config = RingConfig {
+            snaplen: Some(64),
+            ..RingConfig::default()
+        };
+        let unreadable =
+            |error: nvcapture::Error| CliError::new("cannot read nv-br").caused_by(&error);
+        // Open for longer than the interfaces are asked: what they count has to be seen.
+        let mut ring = Ring::open(&config, BRIDGE).map_err(|error| no_ring(&error))?;
+        let before = counted();
+        let until = Instant::now() + LISTENS;
+        let mut tally = Tally::default();
+        let mut after = None;
+        loop {
+            match ring.next_block(Some(LISTENS / 10)) {
+                Ok(Next::Block(block)) => block.frames().for_each(|frame| tally.count(&frame)),
+                Ok(Next::TimedOut) => {}
+                Ok(Next::End) => break,
+                Err(error) => return Err(unreadable(error)),
+            }
+            if after.is_none() && Instant::now() >= until {
+                after = Some(counted());
+                ring.stop().map_err(unreadable)?;
+            }
+        }
+        let dropped = ring.stats().map_err(unreadable)?.dropped;
+        let after = after.unwrap_or_default();
+        let mut findings = Vec::new();
+        let (mut seen_of, mut silent, mut total) = (0_u64, 0_u64, 0);
+        for (at, attachment) in attached.iter().enumerate() {
+            let seen = tally.of(attachment.id.number());
+            let whose = Whose {
+                name: &attachment.workload.name,
+                interface: &attachment.interface,
+            };
+            let pair = before
+                .get(at)
+                .copied()
+                .flatten()
+                .zip(after.get(at).copied().flatten());
+            let counted = pair.map(|(before, after)| {
+                [0, 1].map(|way: usize| after[way].saturating_sub(before[way]))
+            });
+            total += seen.total();
+            match health::of_frames(whose, &seen, counted, LISTENS) {
+                // Most are silent for a second now and then.
+                Some(finding) if finding.verdict == Verdict::Ok => silent += 1,
+                Some(finding) => findings.push(Finding::of(CHECK, finding)),
+                None => seen_of += 1,
+            }
+        }
+        if dropped > 0 {
+            findings.push(Finding::warn(
+                CHECK,
+                format!("{} frames were dropped within a second, since the ring was full", grouped(dropped)),
+                "a filter that leaves out what is not wanted (nvcli flows 'tcp'), or more CPU (nice -n -10)",
+            ));
+        }
+        if findings.is_empty() {
+            findings.push(Finding::ok(
+                CHECK,
+                format!(
+                    "{} seen within a second, of {seen_of} interfaces; {silent} were silent, as their own counters say",
+                    grouped(total)
+                ),
+            ));
+        }
+        findings.extend(
+            health::of_checksums(tally.all()).map(|finding| Finding::of("checksums", finding)),
+        );
+        Ok(findings)
+    };
+    listen().unwrap_or_else(|error| vec![Finding::error(Verdict::Warn, CHECK, &error)])
+}
+
 /// Whether the container's interface has got a larger MTU than the links behind it, inline.
 fn narrow(attachment: &Attachment) -> std::result::Result<Option<Finding>, nvnet::Error> {
     let Some(netns) = attachment
@@ -529,29 +613,27 @@ fn print(findings: &[Finding], output: ListOutput) -> io::Result<()> {
             }
         }
         ListOutput::Table => {
-            let rows: Vec<Vec<String>> = findings
-                .iter()
-                .flat_map(|finding| {
-                    let found = vec![
-                        finding.verdict.to_string(),
-                        finding.check.to_owned(),
-                        escape::text(&finding.found).into_owned(),
-                    ];
-                    let remedy = finding.remedy.as_ref().map(|remedy| {
-                        vec![
-                            String::new(),
-                            String::new(),
-                            format!("try: {}", escape::text(remedy)),
-                        ]
-                    });
-                    [Some(found), remedy].into_iter().flatten()
-                })
-                .collect();
-            let columns = [
-                Column::left(""),
-                Column::left(""),
-                Column::left("").fit(Fit::Whole),
-            ];
+            // Sentences: what does not fit in a line goes on below its beginning.
+            let before = findings.iter().map(|finding| finding.check.len()).max();
+            let room = terminal_width().map_or(usize::MAX, |width| {
+                width.saturating_sub(before.unwrap_or_default() + "warn".len() + 4)
+            });
+            let mut rows: Vec<Vec<String>> = Vec::new();
+            for finding in findings {
+                let first = [finding.verdict.to_string(), finding.check.to_owned()];
+                let found = wrapped(&escape::text(&finding.found), room).into_iter();
+                let remedy = finding.remedy.as_ref().map(|remedy| {
+                    let told = format!("try: {}", escape::text(remedy));
+                    wrapped(&told, room)
+                });
+                let lines = found.chain(remedy.into_iter().flatten());
+                for (line, beginning) in lines
+                    .zip(std::iter::once(first).chain(std::iter::repeat_with(Default::default)))
+                {
+                    rows.push(beginning.into_iter().chain([line]).collect());
+                }
+            }
+            let columns = [Column::left(""), Column::left(""), Column::left("")];
             out.write_all(table(&columns, &rows, terminal_width(), true).as_bytes())?;
         }
     }

@@ -17,20 +17,23 @@ use nvnet::BRIDGE;
 
 use crate::args::{Flows, RecordOutput, SortKey};
 use crate::escape;
+use crate::events::{Changes, Event};
 use crate::exit::{CliError, Result, Say};
 use crate::export::{self, Export, Pace, Stage, Totals};
 use crate::expression::{self, OfFiles};
 use crate::groups::{Form, Groups};
+use crate::health::Tally;
 use crate::meters::{self, Meters};
 use crate::names::Names;
 use crate::open::{host, net};
 use crate::recorder::{self, Recorder};
 use crate::render::flows::{Csv, Json, Lines, Table};
+use crate::render::order::rank;
 use crate::render::progress::Progress;
 use crate::render::table::terminal_width;
 use crate::render::text::{count, grouped};
-use crate::render::watch::{Summary, Watch, rank};
 use crate::signals::Interrupt;
+use crate::watch;
 
 /// How long a live run sleeps at most before it looks at signals and clocks.
 const TICK: Duration = Duration::from_millis(100);
@@ -60,9 +63,13 @@ pub(crate) fn run(args: &Flows, say: Say) -> Result<()> {
         Frames::Files(filter.map(OfFiles::new).transpose()?)
     };
     let exports = exports(args)?;
-    if !args.grouping.group_by.is_empty() && args.sort == Some(SortKey::Duration) {
+    let of_sums = matches!(
+        args.sort,
+        None | Some(SortKey::Octets | SortKey::Packets | SortKey::Start)
+    );
+    if !args.grouping.group_by.is_empty() && !of_sums {
         return Err(CliError::usage(
-            "--sort duration is of single connections; with --group-by: octets, packets or start",
+            "this --sort is of single connections; with --group-by: octets, packets or start",
         ));
     }
     let interrupt = Interrupt::listen()?;
@@ -104,6 +111,11 @@ fn exports(args: &Flows) -> Result<Vec<Export>> {
     Ok(exports)
 }
 
+/// Whether it is shown on the terminal as it goes on.
+fn has_view(args: &Flows) -> bool {
+    args.watch && args.output == RecordOutput::Table && watch::has_screen()
+}
+
 /// Which frames are read.
 enum Frames {
     Live(Option<Vec<BpfInsn>>),
@@ -128,9 +140,15 @@ pub(crate) fn timeouts(idle: Option<Duration>, active: Duration) -> Timeouts {
 }
 
 fn config(args: &Flows) -> MeterConfig {
+    // The view shows all of a connection; nobody reads a part of it.
+    let active = if has_view(args) && args.exports.is_empty() {
+        Duration::MAX
+    } else {
+        args.active_timeout
+    };
     MeterConfig {
         max_connections: args.max_connections,
-        timeouts: timeouts(args.idle_timeout, args.active_timeout),
+        timeouts: timeouts(args.idle_timeout, active),
         observation: if args.read.is_empty() {
             Observation::Marker
         } else {
@@ -152,11 +170,13 @@ const fn mtu(octets: u32) -> Option<u32> {
 struct Output<'a> {
     args: &'a Flows,
     names: Option<Names>,
-    to: To,
+    to: Box<dyn Lines>,
     /// Takes every record that is wanted, in the order in which they come.
     stage: Stage,
     /// Where records are added up instead of being shown.
     groups: Option<Groups>,
+    /// With --watch: connections are told of while they are open, too.
+    changes: Option<Changes>,
     shown: u64,
     /// Records held back for sorting, best first, and how many fell out of bounds.
     held: BTreeMap<(std::cmp::Reverse<u64>, u64), FlowRecord>,
@@ -167,44 +187,50 @@ struct Output<'a> {
     beside_progress: bool,
 }
 
-enum To {
-    Lines(Box<dyn Lines>),
-    Watch(Box<Watch>),
-    Nowhere,
+/// Where records go when they are exported only.
+struct Nowhere;
+
+impl Lines for Nowhere {
+    fn record(&mut self, _: &FlowRecord) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl<'a> Output<'a> {
-    fn new(args: &'a Flows, names: Option<Names>, stage: Stage) -> io::Result<Self> {
+    fn new(args: &'a Flows, names: Option<Names>, stage: Stage) -> Self {
         let terminal = io::stdout().is_terminal();
         let out = || BufWriter::with_capacity(1 << 16, io::stdout());
-        let to = match args.output {
-            RecordOutput::Table if args.watch && terminal => To::Watch(Box::new(Watch::start(
-                args.sort.unwrap_or(SortKey::Octets),
-            )?)),
-            RecordOutput::Table if !args.watch => To::Lines(Box::new(Table::new(
-                out(),
-                terminal_width(),
-                !args.no_header,
-            ))),
-            RecordOutput::Table | RecordOutput::Json => {
-                To::Lines(Box::new(Json::new(io::stdout())))
+        let mut to: Box<dyn Lines> = match args.output {
+            RecordOutput::Table if !args.watch => {
+                Box::new(Table::new(out(), terminal_width(), !args.no_header))
             }
-            RecordOutput::None => To::Nowhere,
-            RecordOutput::Csv => To::Lines(Box::new(Csv::new(io::stdout(), !args.no_header))),
+            RecordOutput::Table | RecordOutput::Json => Box::new(Json::new(io::stdout())),
+            RecordOutput::Csv => Box::new(Csv::new(io::stdout(), !args.no_header)),
+            RecordOutput::None => Box::new(Nowhere),
         };
-        Ok(Self {
+        let tells = args.watch && args.output != RecordOutput::None;
+        let changes = tells.then(|| {
+            to.tell(Event::Open);
+            Changes::every(args.interval.unwrap_or(watch::REFRESH))
+        });
+        Self {
             args,
             names,
             to,
             stage,
             groups: Groups::new(&args.grouping),
+            changes,
             shown: 0,
             held: BTreeMap::new(),
             seen: 0,
             beyond: 0,
             progress: None,
             beside_progress: !terminal,
-        })
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -215,17 +241,9 @@ impl<'a> Output<'a> {
 
     /// By what records are held back, if they are.
     fn holds(&self) -> Option<SortKey> {
-        match self.to {
-            To::Lines(_) => self.args.sort,
-            To::Watch(_) | To::Nowhere => None,
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match &mut self.to {
-            To::Lines(lines) => lines.flush(),
-            To::Watch(_) | To::Nowhere => Ok(()),
-        }
+        self.args
+            .sort
+            .filter(|_| self.changes.is_none() && self.args.output != RecordOutput::None)
     }
 
     fn hold(&mut self, record: FlowRecord, key: SortKey) {
@@ -255,12 +273,10 @@ impl<'a> Output<'a> {
             let out = BufWriter::with_capacity(1 << 16, io::stdout());
             return groups.write(out, &form, self.args.sort, self.args.count, say);
         }
-        if let To::Lines(lines) = &mut self.to {
-            for record in std::mem::take(&mut self.held).into_values() {
-                lines.record(&record)?;
-            }
-            lines.flush()?;
+        for record in std::mem::take(&mut self.held).into_values() {
+            self.to.record(&record)?;
         }
+        self.to.flush()?;
         if self.beyond > 0 && self.args.count.is_none_or(|count| count > SORTED as u64) {
             say.warn(format_args!(
                 "{} records are not shown: only the first {} are kept for --sort",
@@ -312,17 +328,17 @@ impl Sink for Output<'_> {
         if holds.is_none() && !self.beside_progress {
             self.progress = None;
         }
-        match &mut self.to {
-            _ if let Some(key) = holds => self.hold(record.into_owned(), key),
-            To::Lines(lines) => {
-                lines.record(&record)?;
-                self.shown += 1;
+        if let Some(key) = holds {
+            self.hold(record.into_owned(), key);
+        } else {
+            let mut is_last = true;
+            if self.changes.is_some() {
+                let event = Event::of_record(&record);
+                is_last = event == Event::End;
+                self.to.tell(event);
             }
-            To::Watch(watch) => {
-                watch.ended(record.into_owned());
-                self.shown += 1;
-            }
-            To::Nowhere => self.shown += 1,
+            self.to.record(&record)?;
+            self.shown += u64::from(is_last);
         }
         Ok(if self.is_full() {
             ControlFlow::Break(())
@@ -355,7 +371,7 @@ fn files(
 ) -> Result<()> {
     let began = Instant::now();
     let stage = Stage::start(exports, Pace::Wait)?;
-    let mut out = Output::new(args, None, stage).map_err(|source| CliError::output(&source))?;
+    let mut out = Output::new(args, None, stage);
     if !say.is_quiet() {
         out.progress = Progress::start(length(&args.read));
     }
@@ -573,26 +589,37 @@ fn live(
     }
     let began = Instant::now();
     let until = args.duration.map(|duration| began + duration);
-    let stage = Stage::start(exports, Pace::Live)?;
-    let mut out =
-        Output::new(args, Some(names), stage).map_err(|source| CliError::output(&source))?;
-    if let To::Lines(_) = out.to {
-        say.note("metering; records come as connections end, Ctrl-C ends it with those still open");
-    }
+    let mut stage = Stage::start(exports, Pace::Live)?;
     let kept = recorder.as_ref().map(|(recorder, _)| recorder.as_ref());
-    let gone = metering((&mut ring, kept), meter, &mut out, interrupt, until)?;
+    let gone = if has_view(args) {
+        watch::run(
+            args,
+            (&mut ring, kept),
+            meter,
+            (names, &stage),
+            interrupt,
+            until,
+        )?
+    } else {
+        say.note(if args.watch {
+            "metering; a line as a connection opens, changes and ends; Ctrl-C ends it"
+        } else {
+            "metering; records come as connections end, Ctrl-C ends it with those still open"
+        });
+        let mut out = Output::new(args, Some(names), stage);
+        let gone = metering((&mut ring, kept), meter, &mut out, interrupt, until)?;
+        let output = |source: io::Error| CliError::output(&source);
+        if !out.is_full() {
+            let _all = meter.finish(&mut out).map_err(output)?;
+        }
+        out.finish(say).map_err(output)?;
+        stage = out.stage;
+        gone
+    };
     drop(recorder);
-    if !out.is_full() {
-        meter
-            .finish(&mut out)
-            .map(|_| ())
-            .map_err(|source| CliError::output(&source))?;
-    }
-    out.finish(say)
-        .map_err(|source| CliError::output(&source))?;
     let totals = ring.stats().unwrap_or_default();
-    out.stage.totals(Totals::new(&meter.stats(), &totals));
-    let exported = export::told(say, &out.stage.finish());
+    stage.totals(Totals::new(&meter.stats(), &totals));
+    let exported = export::told(say, &stage.finish());
     account(say, &meter.stats(), &totals, began.elapsed());
     if let Some(gone) = gone {
         say.warn(format_args!(
@@ -603,24 +630,78 @@ fn live(
     exported
 }
 
+/// What a live run feeds.
+pub(crate) trait Live: Sink<Error = io::Error> {
+    /// Whether it wants no more.
+    fn is_full(&self) -> bool;
+
+    /// Whether frames are to be counted by their marks.
+    fn tallies(&self) -> bool {
+        false
+    }
+
+    /// Comes again and again, whether there are frames or not.
+    fn tick(&mut self, ring: &mut Ring, meter: &Meter, tally: &Tally) -> io::Result<()>;
+}
+
+impl Live for Output<'_> {
+    fn is_full(&self) -> bool {
+        Output::is_full(self)
+    }
+
+    fn tick(&mut self, ring: &mut Ring, meter: &Meter, _: &Tally) -> io::Result<()> {
+        let source = ring.stats().unwrap_or_default();
+        self.stage.totals(Totals::new(&meter.stats(), &source));
+        if let Some(names) = &mut self.names {
+            // What was known stays good enough until the kernel answers again.
+            if let Err(error) = names.refresh() {
+                tracing::warn!("cannot read what is attached: {error}");
+            }
+        }
+        let (names, containers) = (self.names.as_ref(), &self.args.containers);
+        let (filter, to) = (&self.args.filter, &mut self.to);
+        let now = Instant::now();
+        if let Some(changes) = self.changes.as_mut().filter(|changes| changes.is_due(now)) {
+            changes.look(now, meter, |event, record| {
+                if !filter.admits(&record) {
+                    return Ok(());
+                }
+                let Some(record) = named(names, containers, &record) else {
+                    return Ok(());
+                };
+                to.tell(event);
+                to.record(&record)
+            })?;
+        }
+        to.flush()
+    }
+}
+
 /// Meters until the end is asked for; tells why when the interface ended it.
-fn metering(
+pub(crate) fn metering(
     (ring, recorder): (&mut Ring, Option<&Recorder>),
     meter: &mut Meter,
-    out: &mut Output<'_>,
+    out: &mut impl Live,
     interrupt: &Interrupt,
     until: Option<Instant>,
 ) -> Result<Option<String>> {
     let output = |source: io::Error| CliError::output(&source);
     let mut stopped = false;
     let mut due = Instant::now() + TICK;
+    let mut tally = Tally::default();
     loop {
         match ring.next_block(Some(TICK)) {
             Ok(Next::Block(block)) => {
                 if let Some(recorder) = recorder {
                     recorder.keep(block.frames());
                 }
-                let _full = meter.observe(block.frames(), out).map_err(output)?;
+                let _full = if out.tallies() {
+                    let frames = block.frames().inspect(|frame| tally.count(frame));
+                    meter.observe(frames, out)
+                } else {
+                    meter.observe(block.frames(), out)
+                }
+                .map_err(output)?;
             }
             Ok(Next::TimedOut) => {}
             Ok(Next::End) => return Ok(None),
@@ -653,16 +734,7 @@ fn metering(
         if let Some(recorder) = recorder {
             recorder.expire(frame_clock());
         }
-        if let Some(names) = &mut out.names {
-            // What was known stays good enough until the kernel answers again.
-            if let Err(error) = names.refresh() {
-                tracing::warn!("cannot read what is attached: {error}");
-            }
-        }
-        let source = ring.stats().unwrap_or_default();
-        out.stage.totals(Totals::new(&meter.stats(), &source));
-        draw(&source, meter, out).map_err(output)?;
-        out.flush().map_err(output)?;
+        out.tick(ring, meter, &tally).map_err(output)?;
         if !stopped && (interrupt.is_asked() || until.is_some_and(|until| now >= until)) {
             ring.stop().map_err(|error| {
                 CliError::new(format!("cannot end the reading of {BRIDGE}")).caused_by(&error)
@@ -672,46 +744,18 @@ fn metering(
     }
 }
 
-/// The time up to which all frames are here.
-pub(crate) fn frame_clock() -> Timestamp {
+/// The time, as frames are stamped with it.
+pub(crate) fn wall_clock() -> Timestamp {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .saturating_sub(LATENESS);
+        .unwrap_or_default();
     Timestamp::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
-fn draw(source: &SourceStats, meter: &Meter, out: &mut Output<'_>) -> io::Result<()> {
-    let To::Watch(watch) = &mut out.to else {
-        return Ok(());
-    };
-    if !watch.is_due() {
-        return Ok(());
-    }
-    let metered = meter.stats();
-    let attached = out.names.as_ref().map_or(0, |names| names.attached().len());
-    let before = format!("nvcli: {attached} interfaces, ");
-    let mut after = format!(
-        ", {} frames, {} octets",
-        count(metered.frames),
-        count(source.wire_octets)
-    );
-    if source.dropped + metered.refused > 0 {
-        after.push_str(&format!(
-            ", LOST: {} dropped, {} refused",
-            grouped(source.dropped),
-            grouped(metered.refused)
-        ));
-    }
-    after.push_str("   Ctrl-C ends");
-    let (names, containers) = (out.names.as_ref(), &out.args.containers);
-    let filter = &out.args.filter;
-    watch.draw(meter, &Summary { before, after }, |record| {
-        if !filter.admits(record) {
-            return None;
-        }
-        named(names, containers, record).map(Cow::into_owned)
-    })
+/// The time up to which all frames are here.
+pub(crate) fn frame_clock() -> Timestamp {
+    let late = u64::try_from(LATENESS.as_nanos()).unwrap_or(u64::MAX);
+    Timestamp::from_nanos(wall_clock().as_nanos().saturating_sub(late))
 }
 
 /// Why nv-br cannot be read, and what to do.

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::time::Duration;
 
-use nvnet::{Attachment, Blackout, Health};
+use nvnet::{Attachment, Blackout, Health, Mode};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -32,6 +32,9 @@ pub(crate) struct Listed<'a> {
     port: &'a str,
     mtu: u32,
     health: &'static str,
+    /// Frames that came through its port since it was attached; inline only, where the port is its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frames_seen: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     damage: Option<&'a str>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -87,9 +90,16 @@ impl<'a> Listed<'a> {
             mtu: attachment.mtu,
             health: if damage.is_some() { "damaged" } else { "whole" },
             damage,
+            frames_seen: frames_seen(attachment),
             blackout: attachment.blackout.as_ref().map(Measured::new),
         }
     }
+}
+
+/// Frames of a listed attachment; `None` where the kernel does not tell ours from others, and of one that was made just now.
+fn frames_seen(attachment: &Attachment) -> Option<u64> {
+    let tells = attachment.mode == Mode::Inline && attachment.blackout.is_none();
+    tells.then_some(attachment.stats.rx_packets)
 }
 
 /// Prints the list.
@@ -109,7 +119,17 @@ pub(crate) fn run(args: &List, say: Say) -> Result<()> {
     if attached.is_empty() && args.output == ListOutput::Table {
         say.note("nothing is attached; try: nvcli attach CONTAINER");
     }
-    print(&attached, args.output, args.no_header)
+    print(&attached, args.output, args.no_header)?;
+    let blind = attached
+        .iter()
+        .filter(|one| frames_seen(one) == Some(0))
+        .count();
+    if blind > 0 && args.output == ListOutput::Table {
+        say.note(format_args!(
+            "of {blind} no frame was seen since it was attached: it is silent, or not seen; nvcli doctor tells which"
+        ));
+    }
+    Ok(())
 }
 
 /// Prints attachments, as a table or as JSON lines.
@@ -137,6 +157,9 @@ fn write(attached: &[Attachment], output: ListOutput, no_header: bool) -> io::Re
                 .iter()
                 .map(|attachment| {
                     let health = match &attachment.health {
+                        Health::Whole if frames_seen(attachment) == Some(0) => {
+                            "ok, no frame yet".to_owned()
+                        }
                         Health::Whole => "ok".to_owned(),
                         Health::Damaged { why } => format!("damaged: {}", escape::text(why)),
                     };

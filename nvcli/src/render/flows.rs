@@ -7,7 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use nvflow::{Columns, Endpoint, Field, FlowEndReason, FlowRecord, Value, Vantage};
 
 use crate::escape;
+use crate::events::Event;
 use crate::render::gather::{Gather, Line, Short};
+use crate::render::order::handshake_rtt;
 use crate::render::table::{Column, Fit, Layout, shortened};
 use crate::render::text::{count, duration};
 
@@ -17,6 +19,8 @@ pub(crate) trait Lines {
     fn record(&mut self, record: &FlowRecord) -> io::Result<()>;
     /// Makes what was written so far visible.
     fn flush(&mut self) -> io::Result<()>;
+    /// From now on every line says first what it tells; a table has no such column.
+    fn tell(&mut self, _: Event) {}
 }
 
 /// The names of all fields, each as it stands before its value; known when this is built, so that copying one is a few stores.
@@ -36,12 +40,14 @@ const KEYS: [Short; Field::ALL.len()] = {
 #[derive(Debug)]
 pub(crate) struct Json<W> {
     out: Gather<W>,
+    event: Option<Event>,
 }
 
 impl<W: Write> Json<W> {
     pub(crate) fn new(out: W) -> Self {
         Self {
             out: Gather::new(out),
+            event: None,
         }
     }
 
@@ -53,8 +59,17 @@ impl<W: Write> Json<W> {
 
 impl<W: Write> Lines for Json<W> {
     fn record(&mut self, record: &FlowRecord) -> io::Result<()> {
+        let event = self.event;
         self.out.line(|line| {
-            record.columns(&mut Object(line));
+            if let Some(event) = event {
+                line.text("{\"event\":\"");
+                line.text(event.name());
+                line.text("\"");
+            }
+            record.columns(&mut Object {
+                line,
+                goes_on: event.is_some(),
+            });
             line.octet(b'}');
         })
     }
@@ -62,19 +77,31 @@ impl<W: Write> Lines for Json<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
+
+    fn tell(&mut self, event: Event) {
+        self.event = Some(event);
+    }
 }
 
 /// A JSON object in the making.
-struct Object<'a, 'l>(&'a mut Line<'l>);
+struct Object<'a, 'l> {
+    line: &'a mut Line<'l>,
+    /// Whether a key stands before the record's first.
+    goes_on: bool,
+}
 
 impl<'r> Columns<'r> for Object<'_, '_> {
     #[inline(always)]
     fn column(&mut self, field: Field, value: Option<Value<'r>>) {
         const CLIENT: Short = Short::new(&["\"client\":"]);
         const SERVER: Short = Short::new(&["\"server\":"]);
-        let out = &mut *self.0;
+        // As the first key of all, but behind another one.
+        const FIRST: Short = Short::new(&[",\"", Field::ALL[0].name(), "\":"]);
+        let out = &mut *self.line;
         let Some(value) = value else { return };
-        if let Some(key) = KEYS.get(field as usize) {
+        if field as usize == 0 && self.goes_on {
+            out.short(&FIRST);
+        } else if let Some(key) = KEYS.get(field as usize) {
             out.short(key);
         }
         match value {
@@ -122,6 +149,7 @@ fn json_text(out: &mut Line<'_>, text: &str) {
 pub(crate) struct Csv<W> {
     out: Gather<W>,
     header: bool,
+    event: Option<Event>,
 }
 
 impl<W: Write> Csv<W> {
@@ -129,13 +157,18 @@ impl<W: Write> Csv<W> {
         Self {
             out: Gather::new(out),
             header,
+            event: None,
         }
     }
 
     #[cold]
     fn titles(&mut self) -> io::Result<()> {
         self.header = false;
+        let has_events = self.event.is_some();
         self.out.line(|line| {
+            if has_events {
+                line.text("event,");
+            }
             for (place, &field) in Field::ALL.iter().enumerate() {
                 let parts: &[&str] = match field {
                     Field::HandshakeRtt => &[".client", ".server"],
@@ -158,7 +191,14 @@ impl<W: Write> Lines for Csv<W> {
         if self.header {
             self.titles()?;
         }
-        self.out.line(|line| record.columns(&mut Row(line)))
+        let event = self.event;
+        self.out.line(|line| {
+            if let Some(event) = event {
+                line.text(event.name());
+                line.octet(b',');
+            }
+            record.columns(&mut Row(line));
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -167,6 +207,10 @@ impl<W: Write> Lines for Csv<W> {
             self.titles()?;
         }
         self.out.flush()
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.event = Some(event);
     }
 }
 
@@ -302,15 +346,6 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
         (None, Some(code)) => icmp(record.protocol_identifier, code),
         (None, None) => String::new(),
     };
-    let rtt = record.tcp.as_ref().and_then(|tcp| {
-        match (
-            tcp.client_handshake_rtt_micros,
-            tcp.server_handshake_rtt_micros,
-        ) {
-            (Some(client), Some(server)) => Some(u64::from(client) + u64::from(server)),
-            (one, other) => one.or(other).map(u64::from),
-        }
-    });
     vec![
         end(record.source, client.as_deref()),
         end(record.destination, server.as_deref()),
@@ -322,7 +357,8 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
         state,
         both(record.forward.packets, record.reverse.packets),
         both(record.forward.octets, record.reverse.octets),
-        rtt.map(|micros| duration(std::time::Duration::from_micros(micros)))
+        handshake_rtt(record)
+            .map(|micros| duration(std::time::Duration::from_micros(micros)))
             .unwrap_or_default(),
         duration(record.duration()),
         ended(record).to_owned(),
@@ -369,13 +405,17 @@ pub(crate) fn application(record: &FlowRecord) -> String {
     text
 }
 
-fn endpoint_text(endpoint: Endpoint, name: Option<&str>, has_ports: bool) -> String {
-    // A group is not the container that listens to it.
-    let is_group = match endpoint.address {
+/// Whether an address is that of a group, so not one container's.
+pub(crate) fn is_group_address(address: IpAddr) -> bool {
+    match address {
         IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_multicast(),
-    };
-    let name = name.filter(|_| !is_group);
+    }
+}
+
+fn endpoint_text(endpoint: Endpoint, name: Option<&str>, has_ports: bool) -> String {
+    // A group is not the container that listens to it.
+    let name = name.filter(|_| !is_group_address(endpoint.address));
     match (name, has_ports) {
         (Some(name), true) => format!("{}:{}", escape::text(name), endpoint.port),
         (Some(name), false) => escape::text(name).into_owned(),
@@ -412,7 +452,7 @@ pub(crate) fn protocol(number: u8) -> Cow<'static, str> {
 }
 
 /// What an ICMP message is, in a word, or its numbers.
-fn icmp(protocol: u8, type_code: u16) -> String {
+pub(crate) fn icmp(protocol: u8, type_code: u16) -> String {
     let [kind, code] = type_code.to_be_bytes();
     let word = match (protocol, kind) {
         (1, 0 | 8) | (58, 128 | 129) => "echo",
@@ -433,7 +473,7 @@ const SYN: u16 = 0x02;
 const RST: u16 = 0x04;
 
 /// Why the record was made, in a word.
-fn ended(record: &FlowRecord) -> &'static str {
+pub(crate) fn ended(record: &FlowRecord) -> &'static str {
     match record.flow_end_reason {
         None => "",
         Some(FlowEndReason::IdleTimeout) => "idle",

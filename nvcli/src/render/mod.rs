@@ -2,7 +2,7 @@
 
 pub(crate) mod flows;
 pub(crate) mod gather;
+pub(crate) mod order;
 pub(crate) mod progress;
 pub(crate) mod table;
 pub(crate) mod text;
-pub(crate) mod watch;
