@@ -19,6 +19,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nvcapture::{Next, Ring, RingConfig, SourceStats, Timestamp};
 use nvflow::{FlowRecord, Meter, MeterConfig, MeterStats};
 
+use crate::cmd::flows::mtu;
+
 /// How often connections are looked at that ran out, and the totals published.
 const TICK: Duration = Duration::from_millis(100);
 /// Frames reach us this much later than they came, at most: the ring keeps them until a block is full or due.
@@ -377,6 +379,7 @@ enum Had {
 
 impl<R: Receiver> Worker<R> {
     fn run(mut self) -> Ended {
+        self.take_mtu();
         let ended = self.go_on();
         if let Some(ring) = &mut self.ring {
             self.before.merge(&ring.stats().unwrap_or_default());
@@ -395,6 +398,14 @@ impl<R: Receiver> Worker<R> {
         }
         self.publish();
         ended
+    }
+
+    /// By the interface's MTU super-frames are counted where the kernel does not tell how they are cut.
+    fn take_mtu(&mut self) {
+        if let Some(ring) = &self.ring {
+            let known = ring.mtu().map_or(MeterConfig::default().mtu, mtu);
+            self.meter.set_mtu(known);
+        }
     }
 
     fn go_on(&mut self) -> Ended {
@@ -557,6 +568,7 @@ impl<R: Receiver> Worker<R> {
             Ok(None) => None,
             Ok(Some(ring)) => {
                 self.ring = Some(ring);
+                self.take_mtu();
                 self.opened += 1;
                 None
             }

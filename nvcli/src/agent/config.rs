@@ -51,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) active_timeout: Duration,
     /// Whether the innermost packet of a tunnel is metered.
     pub(crate) decap: bool,
+    /// Whether it is found out what connections speak.
+    pub(crate) identify: bool,
     /// Records that wait for their names, at most.
     pub(crate) queue: usize,
     /// Where records go.
@@ -99,6 +101,7 @@ struct Metering {
     idle_timeout: Option<Time>,
     active_timeout: Option<Time>,
     decap: Option<bool>,
+    identify: Option<bool>,
     queue: Option<Between<1, 16_777_216>>,
 }
 
@@ -287,6 +290,7 @@ impl Config {
                     .map_err(|error| CliError::usage("an exporter cannot be made").because(error))
             })
             .collect::<Result<Vec<_>>>()?;
+        let identify = file.metering.identify.unwrap_or(true);
         let config = Self {
             file: path,
             engines,
@@ -301,7 +305,12 @@ impl Config {
                 .unwrap_or_else(|| DEFAULT_SOCKET.into()),
             rings: file.capture.rings.map_or(1, |rings| rings.0 as u16),
             ring_size: file.capture.ring_size.map_or(16 << 20, |size| size.0),
-            snaplen: file.capture.snaplen.map_or(256, |snaplen| snaplen.0 as u32),
+            snaplen: match (file.capture.snaplen, identify) {
+                (Some(snaplen), _) => snaplen.0 as u32,
+                (None, true) => crate::cmd::flows::BEGINNINGS,
+                (None, false) => crate::cmd::flows::HEADERS,
+            },
+            identify,
             max_connections: file
                 .metering
                 .max_connections
@@ -360,6 +369,7 @@ impl Config {
             timeouts: crate::cmd::flows::timeouts(self.idle_timeout, self.active_timeout),
             observation: nvflow::Observation::Marker,
             decapsulate: self.decap,
+            identify: self.identify.then(nvflow::Identify::default),
             ..nvflow::MeterConfig::default()
         }
     }
@@ -385,12 +395,14 @@ impl Config {
                 self.idle_timeout,
                 self.active_timeout,
                 self.decap,
+                self.identify,
                 self.queue,
             ) != (
                 new.max_connections,
                 new.idle_timeout,
                 new.active_timeout,
                 new.decap,
+                new.identify,
                 new.queue,
             ),
         );

@@ -40,9 +40,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// Frames reach us this much later than they came, at most: the ring keeps them until a block is full or due.
 const LATENESS: Duration = Duration::from_millis(500);
 /// Enough for Ethernet, two tags, IPv6 with extension headers and TCP with all options.
-const HEADERS: u32 = 256;
+pub(crate) const HEADERS: u32 = 256;
 /// Enough for a whole frame of Ethernet, and for a ClientHello in a super-frame.
-const BEGINNINGS: u32 = 2_048;
+pub(crate) const BEGINNINGS: u32 = 2_048;
 /// What is kept of a frame for `nvcli dump`: a whole packet of Ethernet's, but not all of a super-frame.
 const KEPT: u32 = 1_600;
 /// Records that are held back for sorting when no count is given.
@@ -162,7 +162,7 @@ fn config(args: &Flows) -> MeterConfig {
 }
 
 /// An MTU as it is given; 0 is none.
-const fn mtu(octets: u32) -> Option<u32> {
+pub(crate) const fn mtu(octets: u32) -> Option<u32> {
     if octets == 0 { None } else { Some(octets) }
 }
 
