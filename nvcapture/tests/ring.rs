@@ -81,6 +81,9 @@ fn main() -> std::process::ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// For rings that nobody reads while frames are sent: a slow sender would else fill one block after the other with next to nothing.
+const UNREAD: Duration = Duration::from_millis(500);
+
 fn small() -> RingConfig {
     RingConfig {
         block_size: 1 << 18,
@@ -387,6 +390,7 @@ fn fanout() -> Test {
             mode: FanoutMode::Hash,
             defrag: false,
         }),
+        retire_blk_tov: UNREAD,
         ..small()
     };
     let mut rings = [Ring::open(&config, "right")?, Ring::open(&config, "right")?];
@@ -514,6 +518,7 @@ fn connections() -> Test {
             defrag: false,
         }),
         block_nr: 32,
+        retire_blk_tov: UNREAD,
         ..small()
     };
     let mut rings = Vec::new();
