@@ -137,8 +137,17 @@ impl Engine {
         ensure(answer.ends_with("served\n"), answer)
     }
 
+    /// What is attached, a line each; not how many frames were seen of it, which goes on.
     pub fn listed(&self) -> Result<String, Failed> {
-        self.nvcli("list --output json")
+        let mut all = String::new();
+        for line in self.nvcli("list --output json")?.lines() {
+            let mut one: serde_json::Value = serde_json::from_str(line)?;
+            if let Some(one) = one.as_object_mut() {
+                one.remove("framesSeen");
+            }
+            all.push_str(&format!("{one}\n"));
+        }
+        Ok(all)
     }
 }
 
