@@ -407,6 +407,8 @@ fn filters() -> Test {
 
 /// The octets of a frame, and how many there were on the wire.
 type Kept = (Vec<u8>, u32);
+/// Frames by which two rings may differ in what came last.
+const OVERTAKEN: usize = 8;
 
 /// What a file holds, and what the capture lost by its own account.
 fn read(file: &Path) -> Result<(Vec<Kept>, u64), Failed> {
@@ -536,21 +538,36 @@ fn captures() -> Test {
         }
         together.extend(read(part)?.0);
     }
-    ensure(together == frames, "the files together are not the one")?;
+    // Two processors hand frames to several rings at the same time: what one ring has in a row the other may have the other way round.
+    let sorted = |mut frames: Vec<Kept>| {
+        frames.sort();
+        frames
+    };
+    ensure(
+        sorted(together) == sorted(frames.clone()),
+        "the files together are not the one",
+    )?;
     let kept = listed(directory.path(), "last-")?;
     same("kept", kept.len(), 2)?;
     let mut tail = Vec::new();
     for part in &kept {
         tail.extend(read(part)?.0);
     }
-    ensure(frames.ends_with(&tail), "not the last frames")?;
+    let near = &frames[frames.len().saturating_sub(tail.len() + OVERTAKEN)..];
+    ensure(
+        !tail.is_empty() && tail.iter().all(|frame| near.contains(frame)),
+        "not the last frames",
+    )?;
 
     let (cut, _) = read(&path("cut"))?;
     let expected: Vec<_> = frames
         .iter()
         .map(|(octets, wire_len)| (octets[..octets.len().min(100)].to_vec(), *wire_len))
         .collect();
-    ensure(cut == expected, "cut otherwise than at 100 octets")
+    ensure(
+        sorted(cut) == sorted(expected),
+        "cut otherwise than at 100 octets",
+    )
 }
 
 fn to_a_pipe() -> Test {
