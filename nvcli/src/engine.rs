@@ -12,19 +12,17 @@ use std::os::fd::AsFd as _;
 use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nvcapture::{Next, Ring, RingConfig, SourceStats, Timestamp};
+use nvcapture::{Next, Ring, RingConfig, SourceStats};
 use nvflow::{FlowRecord, Meter, MeterConfig, MeterStats};
 
-use crate::cmd::flows::mtu;
+use crate::cmd::flows::{frame_clock, mtu};
 
 /// How often connections are looked at that ran out, and the totals published.
 const TICK: Duration = Duration::from_millis(100);
-/// Frames reach us this much later than they came, at most: the ring keeps them until a block is full or due.
-const LATENESS: Duration = Duration::from_millis(500);
 /// Places of the table that are shown in one go: well below a millisecond.
 const PIECE: u32 = 4_096;
 /// How often a ring is tried again whose interface is not there, if nobody says that it is.
@@ -612,13 +610,4 @@ impl<R: Receiver> Worker<R> {
 /// A receiver as nvflow wants it.
 fn to<R: Receiver>(receiver: &mut R) -> impl nvflow::Sink<Error = Infallible> + use<'_, R> {
     nvflow::sink_fn(|record: &FlowRecord| Ok(receiver.record(record)))
-}
-
-/// The time up to which all frames are here.
-pub(crate) fn frame_clock() -> Timestamp {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .saturating_sub(LATENESS);
-    Timestamp::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -7,9 +7,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use nvcapture::Timestamp;
 use nvflow::WorkloadDetails;
 use nvnet::{
     Attachment, AttachmentId, Error, Health, LinkEvent, LinkNews, Mode, Netns, Orphan, Plan,
@@ -20,6 +19,7 @@ use super::board::{self, Board, Known, Place, Subject};
 use super::config::Config;
 use super::docker::{Container, EngineState, Network, process_start};
 use super::select::{Choice, Facts};
+use crate::cmd::flows::wall_clock;
 use crate::engine::Engine;
 use crate::escape;
 use crate::orphan;
@@ -181,13 +181,6 @@ fn chain(error: &Error) -> String {
         source = cause.source();
     }
     text
-}
-
-fn now() -> Timestamp {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl Keeper {
@@ -882,7 +875,7 @@ impl Keeper {
             places,
             subjects,
         };
-        self.board.put(news, now());
+        self.board.put(news, wall_clock());
     }
 
     /// The end: takes back what it is told to.
