@@ -192,6 +192,9 @@ pub(crate) struct Repair {
 /// connection is one record with both directions in it; its source is who opened it. Records come as connections end; at
 /// the end of the run, or of the files, those still open follow.
 ///
+/// Where an agent runs, it is asked for its records, and nothing is metered a second time; what it does not do as the options want it
+/// (FILTER, --decap, --keep, --snaplen, other limits and timeouts), a ring of its own does, as always with --direct.
+///
 /// Standard output gets records only. In tables, packets and octets are from client to server / from server to client.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -245,6 +248,9 @@ pub(crate) struct Flows {
     /// Hold the records back until the end and put the largest first; with --watch what is shown is so ordered
     #[arg(short, long, value_enum, value_name = "KEY")]
     pub(crate) sort: Option<SortKey>,
+    /// Meter by a ring of its own, also when an agent runs that could be asked
+    #[arg(long, conflicts_with = "read")]
+    pub(crate) direct: bool,
     /// End with the accounting of all frames on standard error (live runs always do, unless --quiet)
     #[arg(long)]
     pub(crate) stats: bool,
@@ -261,7 +267,7 @@ pub(crate) struct Flows {
     #[arg(long)]
     pub(crate) decap: bool,
     /// Connections kept at the same time, at most
-    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS, value_parser = positive)]
     pub(crate) max_connections: usize,
     /// Do not find out what connections speak: no look at what is behind the headers
     #[arg(long)]
@@ -285,6 +291,11 @@ pub(crate) struct Flows {
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30m")]
     pub(crate) active_timeout: Duration,
 }
+
+/// Connections that are kept at the same time when nothing else is said.
+pub(crate) const MAX_CONNECTIONS: usize = 131_072;
+/// After how long a connection that stays open gets a record when nothing else is said; as `Flows` has it in words.
+pub(crate) const ACTIVE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// What records are sorted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -391,7 +402,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// A flight recorder's memory.
-fn kept_size(text: &str) -> Result<usize, String> {
+pub(crate) fn kept_size(text: &str) -> Result<usize, String> {
     match usize::try_from(size(text)?) {
         Ok(octets @ 0x1_0000..) => Ok(octets),
         Ok(_) => Err("it has to be 64K at least".to_owned()),

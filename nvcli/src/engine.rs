@@ -16,10 +16,12 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nvcapture::{Next, Ring, RingConfig, SourceStats};
+use nvcapture::{Next, Ring, RingConfig, SourceStats, Timestamp};
 use nvflow::{FlowRecord, Meter, MeterConfig, MeterStats};
 
 use crate::cmd::flows::{frame_clock, mtu};
+use crate::health::{Seen, Tally};
+use crate::recorder::Recorder;
 
 /// How often connections are looked at that ran out, and the totals published.
 const TICK: Duration = Duration::from_millis(100);
@@ -39,6 +41,8 @@ pub(crate) struct EngineConfig {
     pub(crate) ring: RingConfig,
     /// How is metered; the connections are shared out among the rings.
     pub(crate) meter: MeterConfig,
+    /// Keeps the last frames of all rings.
+    pub(crate) recorder: Option<Arc<Recorder>>,
 }
 
 /// Takes the records of one ring, in its thread: what takes long here costs frames.
@@ -133,6 +137,7 @@ struct Remote {
 
 enum Order {
     Look(Box<dyn Look>),
+    Count(mpsc::Sender<Vec<Seen>>),
     Reopen,
     Stop,
 }
@@ -216,6 +221,8 @@ impl Engine {
                 orders: taken,
                 wake: Arc::clone(&wake),
                 stats: Arc::clone(&stats),
+                recorder: config.recorder.clone(),
+                tally: Tally::default(),
                 before: SourceStats::default(),
                 unread: 0,
                 looks: VecDeque::new(),
@@ -280,6 +287,35 @@ impl Engine {
             all.push(record.clone());
         });
         all.into_iter().flatten().collect()
+    }
+
+    /// Those of which a frame came at `since` or later.
+    pub(crate) fn changed(&self, since: Timestamp) -> Vec<FlowRecord> {
+        let all = self.look(Vec::new, move |all: &mut Vec<FlowRecord>, record| {
+            if record.flow_end >= since {
+                all.push(record.clone());
+            }
+        });
+        all.into_iter().flatten().collect()
+    }
+
+    /// The frames of each attached interface, by its id.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        let (reply, replies) = mpsc::channel();
+        for worker in &self.workers {
+            worker.order(Order::Count(reply.clone()));
+        }
+        drop(reply);
+        let mut all: Vec<Seen> = Vec::new();
+        for of_ring in replies {
+            if all.len() < of_ring.len() {
+                all.resize(of_ring.len(), Seen::default());
+            }
+            for (sum, seen) in all.iter_mut().zip(&of_ring) {
+                sum.merge(seen);
+            }
+        }
+        all
     }
 
     /// The interface is there (again): rings that wait for it are opened now.
@@ -358,6 +394,8 @@ struct Worker<R> {
     orders: mpsc::Receiver<Order>,
     wake: Arc<EventFd>,
     stats: Arc<Mutex<EngineStats>>,
+    recorder: Option<Arc<Recorder>>,
+    tally: Tally,
     /// Totals of rings that are closed.
     before: SourceStats,
     unread: u64,
@@ -433,6 +471,9 @@ impl<R: Receiver> Worker<R> {
             } = self;
             let Ok(flow) = meter.expire(frame_clock(), &mut to(receiver));
             self.receiver.pause();
+            if let Some(recorder) = &self.recorder {
+                recorder.expire(frame_clock());
+            }
             if flow.is_break() {
                 return Ended::Enough;
             }
@@ -462,9 +503,11 @@ impl<R: Receiver> Worker<R> {
         };
         let error = match ring.next_block(Some(Duration::ZERO)) {
             Ok(Next::Block(block)) => {
-                let Ok(flow) = self
-                    .meter
-                    .observe(block.frames(), &mut to(&mut self.receiver));
+                if let Some(recorder) = &self.recorder {
+                    recorder.keep(block.frames());
+                }
+                let frames = block.frames().inspect(|frame| self.tally.count(frame));
+                let Ok(flow) = self.meter.observe(frames, &mut to(&mut self.receiver));
                 drop(block);
                 self.receiver.pause();
                 return if flow.is_break() {
@@ -534,6 +577,8 @@ impl<R: Receiver> Worker<R> {
         loop {
             match self.orders.try_recv() {
                 Ok(Order::Look(look)) => self.looks.push_back((look, 0)),
+                // Who asked may have gone.
+                Ok(Order::Count(reply)) => drop(reply.send(self.tally.all().to_vec())),
                 Ok(Order::Reopen) => {
                     if self.ring.is_none()
                         && let Some(ended) = self.try_again()

@@ -28,6 +28,16 @@ impl Seen {
     pub(crate) const fn total(&self) -> u64 {
         self.frames[0] + self.frames[1]
     }
+
+    /// Adds what came through another ring.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for way in [0, 1] {
+            self.frames[way] += other.frames[way];
+            self.octets[way] += other.octets[way];
+        }
+        self.partial += other.partial;
+        self.last = self.last.max(other.last);
+    }
 }
 
 /// Counts frames by the marks they carry.

@@ -351,7 +351,7 @@ pub(crate) fn ask(request: &Request) -> Result<Answer> {
     let directory = directory();
     let nobody = || {
         CliError::new("nobody keeps the frames of what is attached here")
-            .remedy("nvcli flows --watch --keep 64M, before what is to be seen happens")
+            .remedy("nvcli agent --keep 64M, or nvcli flows --watch --keep 64M, before what is to be seen happens")
     };
     let failed = |source: io::Error| {
         CliError::new(format!("cannot ask in {}", directory.display()))

@@ -68,6 +68,17 @@ fn main() {
     );
     add("questions_are_answered", NETNS, questions_are_answered);
     add(
+        "flows_come_from_the_agent",
+        NETNS,
+        flows_come_from_the_agent,
+    );
+    add(
+        "what_an_agent_does_not_do_a_ring_does",
+        NETNS,
+        what_an_agent_does_not_do_a_ring_does,
+    );
+    add("an_agent_keeps_frames", NETNS, an_agent_keeps_frames);
+    add(
         "networks_of_others_are_said",
         DOCKER,
         networks_of_others_are_said,
@@ -679,6 +690,262 @@ fn questions_are_answered() -> Result<(), Failed> {
         tcp.iter().all(|record| record["peerWorkload"].is_string()),
         "without names",
     )
+}
+
+/// A run of nvcli that goes on beside the test.
+struct Beside {
+    child: Child,
+    stdout: Option<JoinHandle<String>>,
+    stderr: JoinHandle<String>,
+}
+
+impl Beside {
+    /// Starts it, and waits until it has said `ready` on standard error.
+    fn start(agent: &Agent, arguments: &[&str], ready: &str) -> Result<Self, Failed> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+        command
+            .args(arguments)
+            .env("NVCLI_AGENT_SOCKET", &agent.socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = agent.host.run(|| command.spawn())??;
+        let mut stdout = child.stdout.take().ok_or("no stdout")?;
+        let stdout = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = stdout.read_to_string(&mut text);
+            text
+        });
+        let mut lines = BufReader::new(child.stderr.take().ok_or("no stderr")?);
+        let mut said = String::new();
+        while !said.contains(ready) {
+            if lines.read_line(&mut said)? == 0 {
+                let _ = child.wait();
+                return Err(format!("{arguments:?} ended, and said: {said}").into());
+            }
+        }
+        let stderr = std::thread::spawn(move || {
+            let _ = lines.read_to_string(&mut said);
+            said
+        });
+        Ok(Self {
+            child,
+            stdout: Some(stdout),
+            stderr,
+        })
+    }
+
+    /// Ends it as Ctrl-C does, if it has not ended; gives its records and what it said.
+    fn end(mut self) -> Result<(Vec<Value>, String), Failed> {
+        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGINT)?;
+        self.wait()
+    }
+
+    /// Waits until it ends by itself.
+    fn wait(&mut self) -> Result<(Vec<Value>, String), Failed> {
+        let status = self.child.wait()?;
+        let stdout = self.stdout.take().and_then(|read| read.join().ok());
+        let stderr = std::mem::replace(&mut self.stderr, std::thread::spawn(String::new));
+        let said = stderr.join().unwrap_or_default();
+        ensure(status.success(), format!("{status}: {said}"))?;
+        let lines = stdout.unwrap_or_default();
+        let records = lines.lines().map(serde_json::from_str);
+        Ok((records.collect::<Result<_, _>>()?, said))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Packet sockets of a host: each is one that reads frames.
+fn rings(host: &Netns) -> Result<usize, Failed> {
+    let text = sh_in(host, "tail -n +2 /proc/net/packet")?;
+    Ok(text.lines().count())
+}
+
+fn flows_come_from_the_agent() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let [web, client] = [0, 1].map(|n| lab.containers[n].netns.clone());
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("agent.toml");
+    let exported = folder.path().join("flows.json");
+    let text = format!(
+        "targets = [{:?}, {:?}]\n[metering]\nidle-timeout = \"1s\"\n\
+         [[export]]\nkind = \"file\"\npath = {exported:?}\n",
+        target(&web),
+        target(&client)
+    );
+    std::fs::write(&file, text)?;
+    let agent = Agent::start(
+        &lab.host,
+        &["--no-engine", "--config", &file.display().to_string()],
+    )?;
+    let tells = format!("the agent (process {}) tells", agent.child.id());
+    let json = ["flows", "--output", "json", "--protocol", "tcp"];
+    let with = |more: &[&'static str]| -> Vec<&'static str> { [&json[..], more].concat() };
+    let name = target(&web);
+    let all = Beside::start(&agent, &with(&["--count", "20"]), &tells)?;
+    let of_web = [&json[..], &["--count", "10", "--container", &name]].concat();
+    let of_web = Beside::start(&agent, &of_web, &tells)?;
+    let watched = Beside::start(&agent, &with(&["--watch", "--interval", "100ms"]), &tells)?;
+    same("rings", rings(&lab.host)?, 1)?;
+    for _ in 0..10 {
+        Talk::open(&web, lab.containers[0].ipv4.into(), &client)?.say(3)?;
+    }
+    let mut kept = Talk::open(&web, lab.containers[0].ipv4.into(), &client)?;
+    // Said every now and then, so that it stays open and changes.
+    let ended = |mut run: Beside| -> Result<(Vec<Value>, String), Failed> {
+        until(
+            "the end of a run",
+            || {
+                kept.say(1)?;
+                Ok(run.child.try_wait()?)
+            },
+            Option::is_some,
+        )?;
+        run.wait()
+    };
+    let (all, of_web) = {
+        let mut ended = ended;
+        (ended(all)?.0, ended(of_web)?.0)
+    };
+    // Those that ended are what was exported, key by key.
+    let ended: BTreeSet<String> = all.iter().map(Value::to_string).collect();
+    let exported = || -> Result<BTreeSet<String>, Failed> {
+        let text = std::fs::read_to_string(&exported)?;
+        let records = text.lines().map(serde_json::from_str::<Value>);
+        let records: Vec<Value> = records.collect::<Result<_, _>>()?;
+        let tcp = records.iter().filter(|one| one["protocolIdentifier"] == 6);
+        Ok(tcp.map(Value::to_string).collect())
+    };
+    until("all in the file", exported, |all| ended.is_subset(all))?;
+    same("ended", ended.len(), 20)?;
+    ensure(
+        of_web.iter().all(|one| one["workload"] == *name) && of_web.len() == 10,
+        format!("of another container: {of_web:?}"),
+    )?;
+    let (events, _) = watched.end()?;
+    let told = |event: &str, port: Option<&Value>| -> usize {
+        events
+            .iter()
+            .filter(|one| one["event"] == event)
+            .filter(|one| port.is_none_or(|port| one["sourceTransportPort"] == *port))
+            .count()
+    };
+    // The one that stayed open changed; what ended is told as the others were.
+    let port = kept.stream.local_addr()?.port().into();
+    ensure(told("update", Some(&port)) >= 2, "no change was told")?;
+    same("opened", told("open", Some(&port)), 2)?;
+    let last: BTreeSet<String> = events
+        .iter()
+        .filter(|one| one["event"] == "end" && one["flowEndReason"].is_u64())
+        .map(|one| {
+            let mut one = one.clone();
+            drop(one.as_object_mut().and_then(|one| one.remove("event")));
+            one.to_string()
+        })
+        .collect();
+    ensure(ended.is_subset(&last), "an end is missing among the events")?;
+    // A run that is ended tells what is open; the table has it too.
+    let (open, said) = Beside::start(&agent, &json, &tells)?.end()?;
+    let kept_open = open.iter().filter(|one| one["sourceTransportPort"] == port);
+    same("still open", kept_open.count(), 2)?;
+    ensure(!said.contains("missing"), said)?;
+    let table = agent.nvcli(&["flows", "--duration", "100ms", "--protocol", "tcp"])?;
+    let shown = String::from_utf8(table.stdout)?;
+    ensure(
+        shown.contains("CLIENT") && shown.contains("ESTABLISHED"),
+        shown,
+    )?;
+    let unknown = agent.nvcli(&["flows", "--container", "nobody"])?;
+    same("of nobody", unknown.status.code(), Some(1))?;
+    // When the agent ends, the run does, and says so.
+    let mut last = Beside::start(&agent, &json, &tells)?;
+    agent.end()?;
+    let (records, said) = last.wait()?;
+    ensure(said.contains("has ended"), said)?;
+    ensure(
+        records.iter().any(|one| one["sourceTransportPort"] == port),
+        "without the last records",
+    )
+}
+
+fn what_an_agent_does_not_do_a_ring_does() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let [web, client] = [0, 1].map(|n| lab.containers[n].netns.clone());
+    let agent = Agent::start(&lab.host, &["--no-engine", "--target", &target(&web)])?;
+    for (arguments, said) in [
+        (&["udp port 4711"][..], "for FILTER nv-br is read beside it"),
+        (&["--decap"], "for --decap nv-br is read beside it"),
+        (&["--direct"], "metering;"),
+    ] {
+        let arguments = [&["flows", "--output", "json"], arguments].concat();
+        let run = Beside::start(&agent, &arguments, said)?;
+        let both = || rings(&lab.host);
+        until("a second ring", both, |rings| *rings == 2)?;
+        Talk::open(&web, lab.containers[0].ipv4.into(), &client)?.say(3)?;
+        let (records, said) = run.end()?;
+        ensure(said.contains("frames read ="), said)?;
+        let tcp = records.iter().filter(|one| one["protocolIdentifier"] == 6);
+        same(
+            "tcp",
+            tcp.count(),
+            usize::from(!arguments.contains(&"udp port 4711")),
+        )?;
+    }
+    agent.end().map(drop)
+}
+
+fn an_agent_keeps_frames() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let [web, client] = [0, 1].map(|n| lab.containers[n].netns.clone());
+    let folder = tempfile::tempdir()?;
+    let written = folder.path().join("before.pcapng").display().to_string();
+    let name = target(&web);
+    let dump = |agent: &Agent| agent.nvcli(&["dump", &name, "--last", "60s", "--write", &written]);
+    let agent = Agent::start(&lab.host, &["--no-engine", "--target", &name])?;
+    let none = dump(&agent)?;
+    same("exit code without a recorder", none.status.code(), Some(1))?;
+    let said = String::from_utf8_lossy(&none.stderr).into_owned();
+    ensure(said.contains("nvcli agent --keep"), said)?;
+    agent.end()?;
+    let file = folder.path().join("agent.toml");
+    std::fs::write(&file, "[recorder]\nsize = \"4MiB\"\nkeep-for = \"5m\"\n")?;
+    let agent = Agent::start(
+        &lab.host,
+        &[
+            "--no-engine",
+            "--target",
+            &name,
+            "--config",
+            &file.display().to_string(),
+        ],
+    )?;
+    let mut talk = Talk::open(&web, lab.containers[0].ipv4.into(), &client)?;
+    talk.say(50)?;
+    let port = talk.stream.local_addr()?.port();
+    // The kernel hands a block of frames on when it is due.
+    let packets = || -> Result<u64, Failed> {
+        let dumped = dump(&agent)?;
+        let said = String::from_utf8_lossy(&dumped.stderr).into_owned();
+        ensure(dumped.status.success(), said)?;
+        let read = agent.nvcli(&["flows", "--read", &written, "--output", "json"])?;
+        let text = String::from_utf8(read.stdout)?;
+        let records = text.lines().map(serde_json::from_str::<Value>);
+        let records: Vec<Value> = records.collect::<Result<_, _>>()?;
+        let mine = records
+            .iter()
+            .filter(|one| one["sourceTransportPort"] == port);
+        Ok(mine
+            .filter_map(|one| one["packetDeltaCount"].as_u64())
+            .sum())
+    };
+    until("the frames of before", packets, |packets| *packets >= 50)?;
+    agent.end().map(drop)
 }
 
 /// Names of the containers that run.

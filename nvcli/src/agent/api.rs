@@ -2,6 +2,7 @@
 //!
 //! So `curl --unix-socket` is enough of a client. docs/agent.md lists what can be asked.
 
+use std::borrow::Cow;
 use std::io::{self, BufWriter, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,14 +14,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt};
+use nvcapture::Timestamp;
 use nvnet::Health;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::State;
 use super::collect::{WINDOWS, party};
+use super::{Connections, Frames, Lost, State};
+use crate::cmd::flows::frame_clock;
 use crate::cmd::list::Listed;
 use crate::escape;
+use crate::events::Event;
 use crate::exit::{CliError, Result};
+use crate::health::Seen;
 use crate::render::flows::{Json, Lines};
 
 /// Version of the API: the first part of every path, but for /metrics.
@@ -417,11 +422,16 @@ fn reply<W: Write>(
             }
         }
         "/v1/flows" => {
-            or_refuse!(question.only(&["open", "follow"]));
+            or_refuse!(question.only(&["open", "follow", "watch"]));
             let open = or_refuse!(question.flag("open", true));
             let follow = or_refuse!(question.flag("follow", false));
+            let watch = or_refuse!(question.number("watch", 0, 60_000));
             begin(out, state, OK, LINES)?;
-            flows(state, open, follow, out)?;
+            if watch > 0 {
+                changes(state, Duration::from_millis(watch), out)?;
+            } else {
+                flows(state, open, follow, out)?;
+            }
         }
         "/v1/aggregates" => {
             or_refuse!(question.only(&["minutes"]));
@@ -518,6 +528,98 @@ fn flows<W: Write>(state: &State, open: bool, follow: bool, out: &mut W) -> io::
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
     }
+}
+
+/// What there is to say between two looks.
+#[derive(Deserialize, Serialize)]
+pub(super) struct Looked {
+    event: Cow<'static, str>,
+    /// Every open connection was told of since the last such line: what was not is gone.
+    pub(super) whole: bool,
+    pub(super) frames: Frames,
+    pub(super) connections: Connections,
+    pub(super) lost: Lost,
+    pub(super) interfaces: Vec<Interface>,
+}
+
+/// Frames that were read of an attached interface: `[out of the container, into it]` where there are two.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Interface {
+    pub(super) observation_point_id: u16,
+    pub(super) frames: [u64; 2],
+    pub(super) octets: [u64; 2],
+    pub(super) partial_checksums: u64,
+    pub(super) last_microseconds: u64,
+}
+
+/// Connections as they change, and records as they come, each as a line; after every look a line with the totals, and an empty one.
+fn changes<W: Write>(state: &State, every: Duration, out: &mut W) -> io::Result<()> {
+    /// Looks after which all is told, also what has not changed: who has missed a record puts itself right.
+    const WHOLE: u32 = 60;
+    // Before the first look: what ends meanwhile is told.
+    let listener = state.totals.listen();
+    let mut since = Timestamp::ZERO;
+    for look in 0_u32.. {
+        let due = Instant::now() + every;
+        let whole = look % WHOLE == 0;
+        // What came so long ago was not yet read, and is asked for again.
+        let next = frame_clock();
+        let from = if whole { Timestamp::ZERO } else { since };
+        let mut records = state.rings.changed(from);
+        since = next;
+        state.board.label(&mut records);
+        let mut lines = Json::new(&mut *out);
+        lines.tell(Event::Update);
+        for mut record in records {
+            // Its last record says how it ended, when it comes.
+            record.flow_end_reason = None;
+            lines.record(&record)?;
+        }
+        lines.flush()?;
+        drop(lines);
+        let stats = state.rings.stats();
+        let looked = Looked {
+            event: "totals".into(),
+            whole,
+            frames: Frames::new(&stats),
+            connections: Connections::new(&stats),
+            lost: state.lost(&stats),
+            interfaces: interfaces(&state.rings.seen()),
+        };
+        line(out, &looked)?;
+        out.write_all(b"\n")?;
+        out.flush()?;
+        loop {
+            let first = match listener.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(record) => record,
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
+            let mut lines = Json::new(&mut *out);
+            for record in std::iter::once(first).chain(listener.try_iter().take(1_000)) {
+                lines.tell(Event::of_record(&record));
+                lines.record(&record)?;
+            }
+            lines.flush()?;
+            drop(lines);
+            out.flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn interfaces(seen: &[Seen]) -> Vec<Interface> {
+    let all = (0..=u16::MAX).zip(seen);
+    all.filter(|(_, seen)| seen.total() > 0)
+        .map(|(id, seen)| Interface {
+            observation_point_id: id,
+            frames: seen.frames,
+            octets: seen.octets,
+            partial_checksums: seen.partial,
+            last_microseconds: seen.last.as_micros(),
+        })
+        .collect()
 }
 
 /// The same totals for Prometheus, in its text format.

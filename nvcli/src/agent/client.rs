@@ -124,6 +124,17 @@ fn failed(socket: &str, error: &io::Error) -> CliError {
         .remedy("systemctl status nvcli-agent")
 }
 
+/// What somebody who waits for a line gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// A line.
+    Line,
+    /// None within the time.
+    Nothing,
+    /// The answer is over.
+    Ended,
+}
+
 /// The lines of an answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -145,6 +156,33 @@ impl Answer {
             lines.push(line);
         }
         Ok(lines)
+    }
+
+    /// The next line, empty ones too, if one comes within `most`; what came of one stays in `part`, and is there the next time.
+    pub(crate) fn wait(&mut self, part: &mut Vec<u8>, most: Duration) -> Result<Waited> {
+        // None would be to wait for ever.
+        let most = most.max(Duration::from_millis(1));
+        let failed = |error: &io::Error| failed(&self.socket, error);
+        if self.lines.buffer().is_empty() {
+            let set = self.lines.get_ref().set_read_timeout(Some(most));
+            set.map_err(|error| failed(&error))?;
+        }
+        match self.lines.read_until(b'\n', part) {
+            Ok(0) => Ok(Waited::Ended),
+            Ok(_) if part.last() != Some(&b'\n') => Ok(Waited::Ended),
+            Ok(_) => Ok(Waited::Line),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(Waited::Nothing)
+            }
+            Err(error) => Err(failed(&error)),
+        }
     }
 
     /// The next line that is not empty, without its end; `None` at the end of the answer.

@@ -17,6 +17,8 @@ use crate::target::Target;
 
 /// The file that is read when none is named, if it is there.
 pub(crate) const DEFAULT_FILE: &str = "/etc/nvcli/agent.toml";
+/// How long the last frames are kept when nothing else is said.
+const KEPT_FOR: Duration = Duration::from_secs(600);
 /// Where the agent listens.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/nvcli/agent.sock";
 
@@ -43,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) ring_size: u64,
     /// Octets that are kept of a frame.
     pub(crate) snaplen: u32,
+    /// Memory for the last frames, and how long they are kept there.
+    pub(crate) recorder: Option<(usize, Duration)>,
     /// Connections kept at the same time, at most.
     pub(crate) max_connections: usize,
     /// Silence after which a connection counts as over.
@@ -82,6 +86,7 @@ struct File {
     socket: Option<PathBuf>,
     rule: Vec<RuleFile>,
     capture: Capture,
+    recorder: Option<RecorderFile>,
     metering: Metering,
     export: Vec<toml::Spanned<ExportConfig>>,
 }
@@ -92,6 +97,13 @@ struct Capture {
     rings: Option<Between<1, 64>>,
     ring_size: Option<Size>,
     snaplen: Option<Between<64, 262_144>>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RecorderFile {
+    size: Size,
+    keep_for: Option<Time>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -310,6 +322,15 @@ impl Config {
                 (None, true) => crate::cmd::flows::BEGINNINGS,
                 (None, false) => crate::cmd::flows::HEADERS,
             },
+            recorder: {
+                let in_file = file.recorder.as_ref();
+                let size = in_file.map(|file| usize::try_from(file.size.0).unwrap_or(usize::MAX));
+                let keep_for = in_file.and_then(|file| file.keep_for.as_ref());
+                let keep_for = args.keep_for.or(keep_for.map(|time| time.0));
+                args.keep
+                    .or(size)
+                    .map(|octets| (octets, keep_for.unwrap_or(KEPT_FOR)))
+            },
             identify,
             max_connections: file
                 .metering
@@ -344,6 +365,9 @@ impl Config {
             return Err(wrong(format!(
                 "the target {name} is a container: those are named by rules, or by --include"
             )));
+        }
+        if self.recorder.is_some_and(|(octets, _)| octets < 64 << 10) {
+            return Err(wrong("[recorder] size: it has to be 64KiB at least".into()));
         }
         self.ring_config()
             .geometry(4_096)
@@ -388,6 +412,7 @@ impl Config {
             "[capture]",
             (self.rings, self.ring_size, self.snaplen) != (new.rings, new.ring_size, new.snaplen),
         );
+        differs("[recorder]", self.recorder != new.recorder);
         differs(
             "[metering]",
             (

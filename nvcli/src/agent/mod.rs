@@ -14,8 +14,10 @@ pub(crate) mod client;
 mod collect;
 pub(crate) mod config;
 mod docker;
+pub(crate) mod feed;
 mod keeper;
 mod lock;
+mod read;
 mod rights;
 mod select;
 
@@ -32,7 +34,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nvnet::{BRIDGE, LinkEvents, LinkNews, Mode, Netns};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use self::board::Board;
 use self::collect::Totals;
@@ -41,12 +43,13 @@ use self::keeper::{Deeds, Keeper, News};
 use self::lock::AgentLock;
 use self::select::Choice;
 use crate::cmd::agent::Agent;
-use crate::engine::{Ended, Engine, EngineConfig};
+use crate::engine::{Ended, Engine, EngineConfig, EngineStats};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::export::{self, ExporterStats, Pace, Stage};
 use crate::open::{host, net};
 use crate::queue::{self, Gauge, WhenFull};
+use crate::recorder::{self, Recorder};
 use crate::render::text::grouped;
 
 /// Sockets of engines, of which those are followed that are there.
@@ -125,7 +128,7 @@ struct Work {
     failed: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Frames {
     read: u64,
@@ -137,11 +140,37 @@ struct Frames {
     octets: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Connections {
     open: u64,
     opened: u64,
     evicted: u64,
+}
+
+impl Frames {
+    fn new(stats: &EngineStats) -> Self {
+        let (meter, source) = (&stats.meter, &stats.source);
+        Self {
+            read: meter.frames,
+            metered: meter.metered,
+            not_ip: meter.not_ip,
+            unparsed: meter.unparsed,
+            refused: meter.refused,
+            cut: source.truncated,
+            octets: source.wire_octets,
+        }
+    }
+}
+
+impl Connections {
+    fn new(stats: &EngineStats) -> Self {
+        let meter = &stats.meter;
+        Self {
+            open: meter.connections,
+            opened: meter.opened,
+            evicted: meter.evicted_ended + meter.evicted_embryonic + meter.evicted_idle,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -151,7 +180,7 @@ struct Records {
     waiting: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Lost {
     frames_ring_full: u64,
@@ -183,11 +212,21 @@ impl State {
         }
     }
 
+    fn lost(&self, stats: &EngineStats) -> Lost {
+        Lost {
+            frames_ring_full: stats.source.dropped,
+            frames_unread: stats.unread,
+            frames_table_full: stats.meter.refused,
+            records_queue_full: self.queue.read().dropped,
+            records_listener_slow: self.totals.unheard.load(Ordering::Relaxed),
+        }
+    }
+
     /// Everything in numbers.
     fn status(&self) -> Status {
         let config = self.config();
         let stats = self.rings.stats();
-        let (meter, source) = (stats.meter, stats.source);
+        let meter = stats.meter;
         let queue = self.queue.read();
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let mut containers = Containers::default();
@@ -227,33 +266,15 @@ impl State {
                 detached: count(&self.deeds.detached),
                 failed: count(&self.deeds.failed),
             },
-            frames: Frames {
-                read: meter.frames,
-                metered: meter.metered,
-                not_ip: meter.not_ip,
-                unparsed: meter.unparsed,
-                refused: meter.refused,
-                cut: source.truncated,
-                octets: source.wire_octets,
-            },
-            connections: Connections {
-                open: meter.connections,
-                opened: meter.opened,
-                evicted: meter.evicted_ended + meter.evicted_embryonic + meter.evicted_idle,
-            },
+            frames: Frames::new(&stats),
+            connections: Connections::new(&stats),
             records: Records {
                 made: meter.records,
                 handled: count(&self.totals.records),
                 waiting: queue.waiting as u64,
             },
             exporters: self.exporters(),
-            lost: Lost {
-                frames_ring_full: source.dropped,
-                frames_unread: stats.unread,
-                frames_table_full: meter.refused,
-                records_queue_full: queue.dropped,
-                records_listener_slow: count(&self.totals.unheard),
-            },
+            lost: self.lost(&stats),
         }
     }
 }
@@ -296,6 +317,10 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
     }
     // Before any list: what happens meanwhile is heard of afterwards.
     let mut links = LinkEvents::open(&host).map_err(|error| net("cannot hear of links", &error))?;
+    let recorder = config
+        .recorder
+        .map(|(octets, age)| Recorder::new(octets, age))
+        .transpose()?;
 
     let (mut sender, records) = queue::bounded(config.queue, WhenFull::Drop);
     let rings = Engine::start(
@@ -304,6 +329,7 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
             rings: config.rings,
             ring: config.ring_config(),
             meter: config.meter_config(),
+            recorder: recorder.clone(),
         },
         |_| sender(),
         rights::of_reader,
@@ -314,7 +340,10 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
             .remedy("nvcli doctor")
     })?;
     drop(sender);
-    let stage = exporters(&config)?;
+    let stage = without_rights(|| Stage::start(&config.exports, Pace::Live))?;
+    let answering = recorder
+        .map(|recorder| without_rights(|| recorder::serve(recorder, host.id())))
+        .transpose()?;
     let state = Arc::new(State {
         host: host.clone(),
         config: RwLock::new(Arc::clone(&config)),
@@ -375,6 +404,7 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
     let mut watchdog = Watchdog::new(&state);
     let ended = look_after(args, &state, &signals, &news, &keeping, &mut watchdog, say);
     tell_manager(&[sd_notify::NotifyState::Stopping]);
+    drop(answering);
     // The last frames are read while everything is still attached; then what is told to be is taken back.
     state.rings.stop();
     let rings = state.rings.join();
@@ -409,12 +439,12 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
     ended.and(exported)
 }
 
-/// Starts the exporters, whose threads have no rights.
-fn exporters(config: &Config) -> Result<Stage> {
+/// Runs `start` in a thread that has no rights: nor have the threads that it starts.
+fn without_rights<T: Send>(start: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let started = scope.spawn(|| {
             rights::of_worker();
-            Stage::start(&config.exports, Pace::Live)
+            start()
         });
         started
             .join()

@@ -1,11 +1,12 @@
 //! `nvcli agent`: its command line; the rest is in `crate::agent`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
 use crate::agent::config::OnExit;
-use crate::args::ModeArg;
+use crate::args::{ModeArg, duration, kept_size};
 use crate::exit::{Result, Say};
 use crate::export::ExportConfig;
 use crate::target::Target;
@@ -65,6 +66,12 @@ pub(crate) struct Agent {
     /// Send the records there (docs/export.md), beside where the configuration says; may be given again
     #[arg(short = 'x', long = "export", value_name = "URL")]
     pub(crate) exports: Vec<ExportConfig>,
+    /// Keep the last frames in so much memory, such as 64M, for `nvcli dump`
+    #[arg(long, value_name = "SIZE", value_parser = kept_size)]
+    pub(crate) keep: Option<usize>,
+    /// Frames that are kept are forgotten after this time [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) keep_for: Option<Duration>,
     /// Where to answer questions [default: /run/nvcli/agent.sock]
     #[arg(long, value_name = "PATH", env = "NVCLI_AGENT_SOCKET")]
     pub(crate) socket: Option<PathBuf>,

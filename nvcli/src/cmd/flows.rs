@@ -15,7 +15,8 @@ use nvcapture::{
 use nvflow::{FlowRecord, Identify, Meter, MeterConfig, MeterStats, Observation, Sink, Timeouts};
 use nvnet::BRIDGE;
 
-use crate::args::{Flows, RecordOutput, SortKey};
+use crate::agent::feed::{self, Feed, Open, Told};
+use crate::args::{ACTIVE_TIMEOUT, Flows, MAX_CONNECTIONS, RecordOutput, SortKey};
 use crate::escape;
 use crate::events::{Changes, Event};
 use crate::exit::{CliError, Result, Say};
@@ -74,10 +75,13 @@ pub(crate) fn run(args: &Flows, say: Say) -> Result<()> {
     }
     let interrupt = Interrupt::listen()?;
     match filter {
-        Frames::Live(program) => {
-            let mut meter = meters::meter(config(args))?;
-            live((args, &exports), program, say, &mut meter, &interrupt)
-        }
+        Frames::Live(program) => match agent(args, say)? {
+            Some(feed) => by_agent((args, &exports), say, feed, &interrupt),
+            None => {
+                let mut meter = meters::meter(config(args))?;
+                live((args, &exports), program, say, &mut meter, &interrupt)
+            }
+        },
         Frames::Files(filter) => {
             let meters = Meters::new(config(args), args.threads)?;
             files((args, &exports), filter, say, meters, &interrupt)
@@ -259,6 +263,18 @@ impl<'a> Output<'a> {
             self.held.pop_last();
             self.beyond += 1;
         }
+    }
+
+    /// Tells of a connection that is open, if such are told of and it is wanted.
+    fn change(&mut self, event: Event, record: &FlowRecord) -> io::Result<()> {
+        let wanted = self.changes.is_some()
+            && self.args.filter.admits(record)
+            && is_of(record, &self.args.containers);
+        if !wanted {
+            return Ok(());
+        }
+        self.to.tell(event);
+        self.to.record(record)
     }
 
     /// Writes what was held back, and the rest of what was buffered.
@@ -539,6 +555,162 @@ fn unreadable(file: &str, error: &nvcapture::Error) -> CliError {
     }
 }
 
+/// What of the command line an agent does not do, so that a ring of one's own has to.
+fn of_a_ring(args: &Flows) -> Option<&'static str> {
+    let asked = [
+        (!args.expression.is_empty(), "FILTER"),
+        (args.decap, "--decap"),
+        (args.keep.is_some(), "--keep"),
+        (args.snaplen.is_some(), "--snaplen"),
+        (args.mtu.is_some(), "--mtu"),
+        (args.no_identify, "--no-identify"),
+        (args.idle_timeout.is_some(), "--idle-timeout"),
+        (args.active_timeout != ACTIVE_TIMEOUT, "--active-timeout"),
+        (args.max_connections != MAX_CONNECTIONS, "--max-connections"),
+    ];
+    let first = asked.into_iter().find(|(is_asked, _)| *is_asked);
+    first.map(|(_, option)| option)
+}
+
+/// What an agent tells that can be asked instead of metering once more.
+fn agent(args: &Flows, say: Say) -> Result<Option<Feed>> {
+    if args.direct {
+        return Ok(None);
+    }
+    let host = host()?;
+    if let Some(option) = of_a_ring(args) {
+        if feed::is_there(&host) {
+            say.note(format_args!(
+                "an agent runs; for {option} {BRIDGE} is read beside it"
+            ));
+        }
+        return Ok(None);
+    }
+    let every = args.interval.unwrap_or(watch::REFRESH);
+    let tells = args.watch && (has_view(args) || args.output != RecordOutput::None);
+    Feed::open(&host, tells.then_some(every))
+}
+
+/// Whether a record of an agent's is of a container that is asked for.
+pub(crate) fn is_of(record: &FlowRecord, containers: &[String]) -> bool {
+    let labels = &record.labels;
+    let id = labels.details.as_ref().and_then(|of| of.id.as_deref());
+    containers.is_empty()
+        || labels.workload.as_deref().is_some_and(|name| {
+            let mut wanted = containers.iter();
+            wanted.any(|wanted| crate::names::is_called(wanted, name, id))
+        })
+}
+
+/// Who is attached; all of `containers` have to be.
+fn attached(containers: &[String]) -> Result<Names> {
+    let names =
+        Names::read(host()?).map_err(|error| net("cannot read what is attached", &error))?;
+    for wanted in containers {
+        let is_there = |a: &&nvnet::Attachment| {
+            crate::names::is_called(wanted, &a.workload.name, a.workload.container_id.as_deref())
+        };
+        if names.attached().iter().find(is_there).is_none() {
+            return Err(CliError::new(format!("{wanted} is not attached"))
+                .remedy(format!("nvcli attach {wanted}")));
+        }
+    }
+    Ok(names)
+}
+
+/// All attached containers, as an agent meters them.
+fn by_agent(
+    (args, exports): (&Flows, &[Export]),
+    say: Say,
+    feed: Feed,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let names = attached(&args.containers)?;
+    let host = names.host().clone();
+    let until = args.duration.map(|duration| Instant::now() + duration);
+    let pid = feed.pid;
+    let mut stage = Stage::start(exports, Pace::Live)?;
+    let (is_over, lost) = if has_view(args) {
+        watch::by_agent(args, feed, (names, &stage), interrupt, until)?
+    } else {
+        say.note(format_args!(
+            "the agent (process {pid}) tells what it meters{}; Ctrl-C ends it",
+            if args.watch {
+                ": a line as a connection opens, changes and ends"
+            } else {
+                ": records as connections end, at last those still open"
+            }
+        ));
+        let mut out = Output::new(args, None, stage);
+        let ended = told((args, &host), feed, &mut out, interrupt, until)?;
+        out.finish(say)
+            .map_err(|source| CliError::output(&source))?;
+        stage = out.stage;
+        ended
+    };
+    let exported = export::told(say, &stage.finish());
+    if lost > 0 {
+        say.warn(format_args!(
+            "{} records are missing: the agent does not wait for those who listen",
+            grouped(lost)
+        ));
+    }
+    if is_over {
+        say.warn(format_args!(
+            "the agent (process {pid}) has ended, and the run with it; again, {BRIDGE} is read without one"
+        ));
+    }
+    exported
+}
+
+/// Hands on what an agent tells; gives whether it has ended, and how many records are missing.
+fn told(
+    (args, host): (&Flows, &nvnet::Netns),
+    mut feed: Feed,
+    out: &mut Output<'_>,
+    interrupt: &Interrupt,
+    until: Option<Instant>,
+) -> Result<(bool, u64)> {
+    let output = |source: io::Error| CliError::output(&source);
+    let mut open = Open::default();
+    let is_over = loop {
+        if out.is_full() || interrupt.is_asked() || until.is_some_and(|at| Instant::now() >= at) {
+            break false;
+        }
+        match feed.next(TICK)? {
+            Told::Open(record) => {
+                let shown = (*record).clone();
+                if let Some(event) = open.put(*record) {
+                    out.change(event, &shown).map_err(output)?;
+                }
+            }
+            Told::Record(record) => {
+                if Event::of_record(&record) == Event::End {
+                    open.end(&record);
+                }
+                if is_of(&record, &args.containers) {
+                    let _full = out.record(&record).map_err(output)?;
+                }
+            }
+            Told::Looked(sums) => {
+                open.looked(sums.whole);
+                out.stage.totals(Totals::new(&sums.meter, &sums.source));
+                out.to.flush().map_err(output)?;
+            }
+            Told::Nothing => out.to.flush().map_err(output)?,
+            Told::Ended => break true,
+        }
+    };
+    if !is_over && !out.is_full() {
+        for record in feed::open(host)? {
+            if is_of(&record, &args.containers) && out.record(&record).map_err(output)?.is_break() {
+                break;
+            }
+        }
+    }
+    Ok((is_over, feed.lost(host)))
+}
+
 /// All attached containers, from nv-br.
 fn live(
     (args, exports): (&Flows, &[Export]),
@@ -547,22 +719,12 @@ fn live(
     meter: &mut Meter,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let names =
-        Names::read(host()?).map_err(|error| net("cannot read what is attached", &error))?;
+    let names = attached(&args.containers)?;
     if names.attached().is_empty() {
         return Err(
             CliError::new("nothing is attached, so there is nothing to meter")
                 .remedy("nvcli attach CONTAINER; or read a capture: nvcli flows --read FILE"),
         );
-    }
-    for wanted in &args.containers {
-        let is_there = |a: &&nvnet::Attachment| {
-            crate::names::is_called(wanted, &a.workload.name, a.workload.container_id.as_deref())
-        };
-        if names.attached().iter().find(is_there).is_none() {
-            return Err(CliError::new(format!("{wanted} is not attached"))
-                .remedy(format!("nvcli attach {wanted}")));
-        }
     }
     let recorder = match args.keep {
         Some(octets) => {

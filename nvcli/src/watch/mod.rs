@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use nvcapture::Ring;
 use nvflow::{FlowRecord, Meter, Sink};
+use nvnet::Netns;
 use ratatui::crossterm::event::{self, Event};
 
 pub(crate) use self::term::{give_back, is_taken};
@@ -34,8 +35,10 @@ use self::snapshot::Snapshot;
 use self::state::{Action, Options, State};
 use self::term::{Keyboard, Terminal, Typed};
 use self::theme::Theme;
+use crate::agent::feed::{Feed, Open, Sums, Told};
 use crate::args::{Flows, SortKey};
-use crate::cmd::flows::{Live, metering};
+use crate::cmd::flows::{Live, is_of, metering};
+use crate::events::Event as Change;
 use crate::exit::{CliError, Result};
 use crate::export::{Stage, Totals};
 use crate::filter::Filter;
@@ -58,8 +61,8 @@ struct Publisher<'a> {
     wanted: &'a AtomicBool,
     to: SyncSender<Snapshot>,
     spare: Receiver<Snapshot>,
-    /// With --export: where records go, and the names in them.
-    export: Option<(&'a Stage, Names)>,
+    /// With --export: where records go, and the names in them; an agent's have them already.
+    export: Option<(&'a Stage, Option<Names>)>,
     containers: &'a [String],
 }
 
@@ -69,12 +72,14 @@ impl Sink for Publisher<'_> {
     fn record(&mut self, record: &FlowRecord) -> io::Result<ControlFlow<()>> {
         if self.filter.admits(record) {
             self.ended += 1;
-            if let Some((stage, names)) = &self.export
-                && names.wanted(record, self.containers)
-            {
-                let mut record = record.clone();
-                names.label(&mut record);
-                stage.record(&record);
+            match &self.export {
+                Some((stage, Some(names))) if names.wanted(record, self.containers) => {
+                    let mut record = record.clone();
+                    names.label(&mut record);
+                    stage.record(&record);
+                }
+                Some((stage, None)) if is_of(record, self.containers) => stage.record(record),
+                _ => {}
             }
         }
         Ok(if self.is_full() {
@@ -96,7 +101,7 @@ impl Live for Publisher<'_> {
 
     fn tick(&mut self, ring: &mut Ring, meter: &Meter, tally: &Tally) -> io::Result<()> {
         if let Some((stage, names)) = &mut self.export {
-            if let Err(error) = names.refresh() {
+            if let Some(Err(error)) = names.as_mut().map(Names::refresh) {
                 tracing::warn!("cannot read what is attached: {error}");
             }
             stage.totals(Totals::new(
@@ -117,8 +122,72 @@ impl Live for Publisher<'_> {
     }
 }
 
+impl Publisher<'_> {
+    /// Takes what an agent tells until the end is asked for; whether the agent has ended, and how many records are missing.
+    fn follow(
+        &mut self,
+        host: &Netns,
+        mut feed: Feed,
+        interrupt: &Interrupt,
+        until: Option<Instant>,
+    ) -> Result<(bool, u64)> {
+        let output = |source: io::Error| CliError::output(&source);
+        let mut open = Open::default();
+        let mut sums = None;
+        let is_over = loop {
+            if self.is_full()
+                || interrupt.is_asked()
+                || until.is_some_and(|until| Instant::now() >= until)
+            {
+                break false;
+            }
+            match feed.next(POLL)? {
+                Told::Open(record) => {
+                    let _event = open.put(*record);
+                }
+                Told::Record(record) => {
+                    if Change::of_record(&record) == Change::End {
+                        open.end(&record);
+                    }
+                    let _full = self.record(&record).map_err(output)?;
+                }
+                Told::Looked(looked) => {
+                    open.looked(looked.whole);
+                    if let Some((stage, _)) = &self.export {
+                        stage.totals(Totals::new(&looked.meter, &looked.source));
+                    }
+                    sums = Some(looked);
+                }
+                Told::Nothing => {}
+                Told::Ended => break true,
+            }
+            if let Some(sums) = &sums
+                && self.wanted.swap(false, Ordering::Acquire)
+            {
+                self.publish(&open, sums);
+            }
+        };
+        if !is_over && self.export.is_some() {
+            for (_, record) in open.rows() {
+                if self.record(record).map_err(output)?.is_break() {
+                    break;
+                }
+            }
+        }
+        Ok((is_over, feed.lost(host)))
+    }
+
+    fn publish(&self, open: &Open, sums: &Sums) {
+        let mut snapshot = self.spare.try_recv().unwrap_or_else(|_| Snapshot::empty());
+        let admitted = open.rows().filter(|(_, record)| self.filter.admits(record));
+        snapshot.retell(sums, admitted);
+        // One that the view has not taken yet is as good.
+        let _ = self.to.try_send(snapshot);
+    }
+}
+
 /// The ends of the channels that the view holds.
-struct Feed<'a> {
+struct Ends<'a> {
     wanted: &'a AtomicBool,
     snapshots: Receiver<Snapshot>,
     spare: SyncSender<Snapshot>,
@@ -159,6 +228,46 @@ pub(crate) fn run(
     interrupt: &Interrupt,
     until: Option<Instant>,
 ) -> Result<Option<String>> {
+    let export = if args.exports.is_empty() {
+        None
+    } else {
+        let names = Names::read(names.host().clone());
+        let names = names.map_err(|error| net("cannot read what is attached", &error))?;
+        Some((stage, Some(names)))
+    };
+    show(args, names, export, interrupt, move |mut publisher| {
+        let gone = metering((ring, recorder), meter, &mut publisher, interrupt, until)?;
+        if publisher.export.is_some() && !publisher.is_full() {
+            let finished = meter.finish(&mut publisher);
+            let _all = finished.map_err(|source| CliError::output(&source))?;
+        }
+        Ok(gone)
+    })
+}
+
+/// Shows what an agent meters until it is quit; whether the agent has ended, and how many records are missing.
+pub(crate) fn by_agent(
+    args: &Flows,
+    feed: Feed,
+    (names, stage): (Names, &Stage),
+    interrupt: &Interrupt,
+    until: Option<Instant>,
+) -> Result<(bool, u64)> {
+    let export = (!args.exports.is_empty()).then_some((stage, None));
+    let host = names.host().clone();
+    show(args, names, export, interrupt, move |mut publisher| {
+        publisher.follow(&host, feed, interrupt, until)
+    })
+}
+
+/// The view, beside a thread that feeds it by `feed`.
+fn show<'a, T: Send>(
+    args: &'a Flows,
+    names: Names,
+    export: Option<(&'a Stage, Option<Names>)>,
+    interrupt: &Interrupt,
+    feed: impl FnOnce(Publisher<'_>) -> Result<T> + Send,
+) -> Result<T> {
     let wanted = AtomicBool::new(false);
     let (to_view, snapshots) = mpsc::sync_channel(1);
     let (spare, from_view) = mpsc::sync_channel(2);
@@ -168,13 +277,6 @@ pub(crate) fn run(
     let theme = Theme::of_environment(|name| std::env::var(name).ok());
     let first = roster::read(&names, &[], &mut std::collections::HashMap::new());
     let mut state = State::new(options(args), first, theme);
-    let export = if args.exports.is_empty() {
-        None
-    } else {
-        let names = Names::read(names.host().clone());
-        let names = names.map_err(|error| net("cannot read what is attached", &error))?;
-        Some((stage, names))
-    };
     let no_terminal = |source: io::Error| {
         CliError::new("cannot take the terminal")
             .because(source)
@@ -182,7 +284,7 @@ pub(crate) fn run(
     };
     let keyboard = Keyboard::open().map_err(no_terminal)?;
     let mut terminal = Terminal::take().map_err(no_terminal)?;
-    let mut publisher = Publisher {
+    let publisher = Publisher {
         filter: &args.filter,
         count: args.count,
         ended: 0,
@@ -192,7 +294,7 @@ pub(crate) fn run(
         export,
         containers: &args.containers,
     };
-    let feed = Feed {
+    let shown = Ends {
         wanted: &wanted,
         snapshots,
         spare,
@@ -209,20 +311,13 @@ pub(crate) fn run(
             })
             .map_err(no_thread)?;
         let metered = named("meter")
-            .spawn_scoped(scope, move || {
-                // Moved in, so that the view sees the channel close when this ends, however it ends.
-                let gone = metering((ring, recorder), meter, &mut publisher, interrupt, until)?;
-                if publisher.export.is_some() && !publisher.is_full() {
-                    let finished = meter.finish(&mut publisher);
-                    let _all = finished.map_err(|source| CliError::output(&source))?;
-                }
-                Ok(gone)
-            })
+            // Moved in, so that the view sees the channel close when this ends, however it ends.
+            .spawn_scoped(scope, move || feed(publisher))
             .map_err(no_thread)?;
         let looked = look(
             &mut state,
             &mut terminal,
-            &feed,
+            &shown,
             args.interval.unwrap_or(REFRESH),
             interrupt,
         );
@@ -244,7 +339,7 @@ pub(crate) fn run(
 fn look(
     state: &mut State,
     terminal: &mut Terminal,
-    feed: &Feed<'_>,
+    feed: &Ends<'_>,
     interval: Duration,
     interrupt: &Interrupt,
 ) -> io::Result<()> {

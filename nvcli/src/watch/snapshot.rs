@@ -5,6 +5,7 @@ use std::time::Instant;
 use nvcapture::{SourceStats, Timestamp};
 use nvflow::{FlowRecord, Meter, MeterStats};
 
+use crate::agent::feed::Sums;
 use crate::health::Seen;
 
 /// An open connection.
@@ -38,6 +39,24 @@ impl Snapshot {
             source: SourceStats::default(),
             seen: Vec::new(),
         }
+    }
+
+    /// As [`retake`](Self::retake), of what an agent told.
+    pub(crate) fn retell<'r>(
+        &mut self,
+        sums: &Sums,
+        rows: impl Iterator<Item = (u32, &'r FlowRecord)>,
+    ) {
+        self.taken = Instant::now();
+        self.now = crate::cmd::flows::wall_clock();
+        self.meter = sums.meter;
+        self.source = sums.source;
+        self.seen.clone_from(&sums.seen);
+        self.rows.clear();
+        self.rows.extend(rows.map(|(place, record)| Row {
+            place,
+            record: record.clone(),
+        }));
     }
 
     /// Takes the place of what was here, in the same memory.
