@@ -57,6 +57,10 @@ fn main() -> std::process::ExitCode {
         ("as_libpcap_on_cooked", LinkType::LINUX_SLL, "LINUX_SLL"),
         ("as_libpcap_on_cooked_2", LinkType::LINUX_SLL2, "LINUX_SLL2"),
         ("as_libpcap_on_raw", LinkType::RAW, "RAW"),
+        ("as_libpcap_on_ipv4", LinkType::IPV4, "IPV4"),
+        ("as_libpcap_on_ipv6", LinkType::IPV6, "IPV6"),
+        ("as_libpcap_on_null", LinkType::NULL, "NULL"),
+        ("as_libpcap_on_loop", LinkType::LOOP, "LOOP"),
     ] {
         trials.push(needing(name, "tcpdump", tcpdump, move || {
             as_libpcap(link_type, dlt)
@@ -193,11 +197,46 @@ fn frame(dice: &mut Dice, link_type: LinkType) -> (Vec<u8>, u32) {
             octets.extend([0, 0, 0, 0, 0, 3, 0, 1, dice.pick(&[0, 1, 4]), 6]);
             octets.extend([2, 0x42, 0xac, 0x11, 0, 2, 0, 0]);
         }
+        LinkType::NULL | LinkType::LOOP => {
+            let family: u32 = match ether_type {
+                0x0800 => AF_INET,
+                0x86dd => AF_INET6,
+                _ => dice.pick(&[0, 7, 0x0800, 0x0200, 0x0001_0002]),
+            };
+            // As Linux writes it, and libpcap there expects it.
+            octets.extend(match link_type {
+                LinkType::NULL => family.to_ne_bytes(),
+                _ => family.to_be_bytes(),
+            });
+        }
         _ => {}
     }
     octets.extend(packet);
     let wire_len = octets.len() as u32;
     (octets, wire_len)
+}
+
+/// What BSD loopback calls the families: IPv4 everywhere, IPv6 on Linux.
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+/// A BSD loopback frame as another system has written it, in its order and with its number of IPv6; any other frame as it is.
+fn from_elsewhere(dice: &mut Dice, link_type: LinkType, octets: &[u8]) -> Vec<u8> {
+    let mut octets = octets.to_vec();
+    if let LinkType::NULL | LinkType::LOOP = link_type
+        && let Some(head) = octets.first_chunk_mut()
+    {
+        let family = match link_type {
+            LinkType::NULL => u32::from_ne_bytes(*head),
+            _ => u32::from_be_bytes(*head),
+        };
+        let theirs = match family {
+            AF_INET6 => dice.pick(&[10, 24, 28, 30]),
+            other => other,
+        };
+        *head = dice.pick(&[theirs.to_le_bytes(), theirs.to_be_bytes()]);
+    }
+    octets
 }
 
 /// The same frames, one in five of them cut.
@@ -339,6 +378,7 @@ fn primitives(link_type: LinkType) -> Vec<&'static str> {
     let more: &[_] = match link_type {
         LinkType::ETHERNET => ETHERNET,
         LinkType::LINUX_SLL | LinkType::LINUX_SLL2 => &["ether proto 0x88cc", "ether[0] = 0"],
+        LinkType::NULL | LinkType::LOOP => &["ether[0] = 0", "ether[0:4] & 0xff00 = 0"],
         _ => &["ether[0] & 0xf0 = 0x60"],
     };
     [PRIMITIVES, more].concat()
@@ -400,7 +440,14 @@ fn reference(expression: &str, dlt: &str) -> Result<Program, String> {
 }
 
 fn as_libpcap(link_type: LinkType, dlt: &str) -> Test {
-    let frames = cut_frames(0x5eed, 3_000, link_type);
+    let mut dice = Dice(0xe15e);
+    let frames: Vec<(Vec<u8>, u32, Vec<u8>)> = cut_frames(0x5eed, 3_000, link_type)
+        .into_iter()
+        .map(|(octets, wire_len)| {
+            let elsewhere = from_elsewhere(&mut dice, link_type, &octets);
+            (octets, wire_len, elsewhere)
+        })
+        .collect();
     let filter = Filter::new(link_type, SNAPLEN).at(Place::File);
     let plain = Filter {
         optimise: false,
@@ -425,16 +472,20 @@ fn as_libpcap(link_type: LinkType, dlt: &str) -> Test {
             };
             // Words of an address of which no bit counts are loaded by its program, not by ours: a cut frame may lack them.
             let loads_more = ["::/", "0.0.0.0/0"].iter().any(|net| text.contains(net));
-            let differs = frames.iter().find(|(octets, wire_len)| {
+            // Who asks for the octets of the family gets them.
+            let reads_family = text.contains("ether[");
+            let differs = frames.iter().find(|(octets, wire_len, elsewhere)| {
                 if loads_more && octets.len() < *wire_len as usize {
                     return false;
                 }
                 let frame = Frame::new(octets, meta(link_type, *wire_len));
                 taken += usize::from(ours.admits(&frame));
                 compared += 1;
-                ours.run(&frame) != theirs.run(&frame)
+                let elsewhere = Frame::new(elsewhere, meta(link_type, *wire_len));
+                let said = theirs.run(&frame);
+                ours.run(&frame) != said || !reads_family && ours.run(&elsewhere) != said
             });
-            if let Some((octets, _)) = differs {
+            if let Some((octets, ..)) = differs {
                 wrong.push(format!(
                     "{text} (optimise {}): {octets:02x?}",
                     filter.optimise
