@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # The whole live way, from a sender in a container to the table: is every frame metered or counted as lost, and what does a frame cost?
 # nv-blast sends frames of 131,072 connections out of a namespace that is attached in mirror mode; nv-br is read by `nvcli flows`,
-# by `tcpdump -w /dev/null` and by `dumpcap`, in turns, at the same rate. Sender and reader have a processor of their own. Printed per
-# run: the reader's own CPU time for a frame (user and system), and what the sender's kernel part took for one, which the copy into the ring
-# is part of; medians at the end.
+# by `tcpdump -w /dev/null` and by `dumpcap`, in turns, at the same rate. Sender and reader have a processor of their own.
+# Each reader is first shown one frame of each connection; what is printed of CPU time is of the frames after that: the reader's own (user and
+# system) and what the sender's kernel part took, which the copy into the ring is part of. `whole` is all of the reader's life, opening the
+# connections and writing their records included. Medians at the end.
 # As root, in namespaces of its own; needs two processors, tcpdump and dumpcap (Debian: tcpdump wireshark-common).
-# Arguments: rounds (3), seconds a run (2). NV_RATES="100000 200000 0": frames a second, 0 as many as can be. NV_LENGTHS="64 1400".
-# NV_READERS="nvcli tcpdump dumpcap": also nvcli-SNAPLEN, tcpdump-SNAPLEN and none.
+# Arguments: rounds (3), seconds a run (4). NV_RATES="100000 200000 0": frames a second, 0 as many as can be. NV_LENGTHS="64 1400".
+# NV_READERS="nvcli tcpdump dumpcap": also nvcli-SNAPLEN, tcpdump-SNAPLEN and none. NV_PERF=FILE: what perf sees of the readers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-rounds=${1:-3} seconds=${2:-2}
+rounds=${1:-3} seconds=${2:-4}
 rates=${NV_RATES:-100000 200000 0} lengths=${NV_LENGTHS:-64 1400} readers=${NV_READERS:-nvcli tcpdump dumpcap}
 connections=${NV_CONNECTIONS:-131072}
 bin=${CARGO_TARGET_DIR:-target}/release
@@ -47,10 +48,18 @@ reader() {
   time taskset -c 1 "$@" >/dev/null
 }
 
-printf '%-13s %6s %9s %10s %10s %9s %9s %11s %11s\n' reader octets rate sent seen lost unaccounted "reader ns" "sender ns"
+# Nanoseconds that the reader was on a processor, all its threads. tcpdump keeps frames for up to a second.
+consumed() {
+  sleep 1.2
+  cat /proc/"$1"/task/*/schedstat | awk '{ n += $1 } END { printf "%.0f", n }'
+}
+
+blast() { ip netns exec c taskset -c 0 "$bin/nv-blast" eth0 "$@"; }
+
+printf '%-13s %6s %9s %10s %10s %9s %11s %10s %9s %10s\n' reader octets rate sent seen lost unaccounted "reader ns" "whole ns" "sender ns"
 for length in $lengths; do
   for rate in $rates; do
-    frames=$(((rate > 0 ? rate : 400000) * seconds))
+    frames=$(((rate > 0 ? rate : 250000) * seconds))
     for round in $(seq "$rounds"); do
       for kind in $readers; do
         : > "$work/said"
@@ -64,9 +73,15 @@ for length in $lengths; do
         esac
         # The shell, taskset's place taken by the reader.
         until pid=$(pgrep -P $shell); do :; done
-        sent=$(ip netns exec c taskset -c 0 "$bin/nv-blast" eth0 "$length" "$frames" "$rate" "$connections")
-        # What was sent last is in the ring by now, or in the sender's backlog for a moment.
-        sleep 0.3
+        blast "$length" "$connections" 100000 "$connections" >/dev/null
+        before=$(consumed "$pid")
+        if [ -n "${NV_PERF:-}" ]; then
+          perf record -q -e cpu-clock -F 5000 -g -p "$pid" -o "$NV_PERF.$kind.$length.$rate" &
+          perf=$!
+        fi
+        said=$(blast "$length" "$frames" "$rate" "$connections" "$connections")
+        after=$(consumed "$pid")
+        [ -z "${NV_PERF:-}" ] || { kill -INT "$perf"; wait "$perf" || true; }
         kill -INT "$pid"
         wait $shell || true
         case $kind in
@@ -81,28 +96,32 @@ for length in $lengths; do
             lost=$(sed -nE "s/^Packets received\/dropped on interface 'nv-br': ([0-9]+)\/([0-9]+).*/\2/p" "$work/said") ;;
           none) seen=0 lost=0 ;;
         esac
-        awk -v kind="$kind" -v length_="$length" -v rate="$rate" -v seen="${seen:-0}" -v lost="${lost:-0}" -v said="$sent" '
+        awk -v kind="$kind" -v length_="$length" -v rate="$rate" -v seen="${seen:-0}" -v lost="${lost:-0}" -v said="$said" \
+          -v opened="$connections" -v steady=$((after - before)) '
           /^cpu / { cpu = $2 + $3 }
           END {
             split(said, word, " "); sent = word[1]; achieved = word[7]
-            match(said, /; [0-9.]+ s of CPU/); kernel = substr(said, RSTART + 2, RLENGTH - 13)
-            off = (kind == "none") ? 0 : sent - seen - lost
-            each = (seen > 0) ? cpu * 1e9 / seen : 0
-            printf "%-13s %6d %9d %10d %10d %9d %9d %11.0f %11.0f\n", kind, length_, achieved, sent, seen, lost, off, each, kernel * 1e9 / sent
+            match(said, /; [0-9.]+ s of CPU/); kernel = substr(said, RSTART + 2, RLENGTH - 11)
+            off = (kind == "none") ? 0 : opened + sent - seen - lost
+            later = seen - opened
+            printf "%-13s %6d %9d %10d %10d %9d %11d %10.0f %9.0f %10.0f\n", kind, length_, achieved, opened + sent, seen, lost, off, \
+              (later > 0) ? steady / later : 0, (seen > 0) ? cpu * 1e9 / seen : 0, kernel * 1e9 / sent
           }' "$work/said" | tee -a "$work/all"
+        echo "$rate" >> "$work/rates"
       done
     done
   done
 done
 echo
 echo "medians:"
-sort -k1,1 -k2,2n "$work/all" | awk '
-  function key() { return sprintf("%-13s %6s", $1, $2) }
-  { r = int($3 / 50000 + 0.5) * 50000; k = key() " " sprintf("%9d", r); n[k]++; a[k, n[k]] = $8; b[k, n[k]] = $9; lost[k] += $6; off[k] += $7 }
+paste -d ' ' "$work/rates" "$work/all" | awk '
+  { r = $1 == 0 ? "max" : $1; k = sprintf("%-13s %6s %9s", $2, $3, r); n[k]++
+    a[k, n[k]] = $9; b[k, n[k]] = $11; c[k, n[k]] = $10; d[k, n[k]] = $4; lost[k] += $7; off[k] += $8 }
   function median(x, k, n,   i, j, t, v) {
     for (i = 1; i <= n; i++) v[i] = x[k, i]
     for (i = 1; i <= n; i++) for (j = i + 1; j <= n; j++) if (v[j] < v[i]) { t = v[i]; v[i] = v[j]; v[j] = t }
     return n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2
   }
-  END { for (k in n) printf "%s  reader %6.0f ns  sender %6.0f ns  lost %d  unaccounted %d\n", k, median(a, k, n[k]), median(b, k, n[k]), lost[k], off[k] }' | sort
+  END { for (k in n) printf "%s  reader %6.0f ns  whole %6.0f ns  sender %6.0f ns  rate %7.0f  lost %d  unaccounted %d\n", k, median(a, k, n[k]), \
+    median(c, k, n[k]), median(b, k, n[k]), median(d, k, n[k]), lost[k], off[k] }' | sort
 "$bin/nvcli" --quiet detach --all >/dev/null

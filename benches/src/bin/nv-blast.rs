@@ -1,8 +1,9 @@
-//! Sends frames as they are, many with one system call: `nv-blast INTERFACE OCTETS FRAMES RATE CONNECTIONS`.
+//! Sends frames as they are, many with one system call: `nv-blast INTERFACE OCTETS FRAMES RATE CONNECTIONS [FIRST]`.
 //!
-//! Each frame is a TCP segment of the next connection, round and round, every third one from its server; the first frame of each is its SYN. RATE
-//! is in frames a second, 0 for as many as there can be. Prints what it sent, in how long, and with how much CPU time, that of the
-//! kernel's work for the frames on this processor in it.
+//! Each frame is a TCP segment of the next connection, round and round, every third one from its server; the first frame of each is its SYN, and
+//! what follows is new data, none of it twice. RATE is in frames a second, 0 for as many as there can be. FIRST is the number of the first
+//! frame (0): so one run goes on where another one ended. Prints what it sent, in how long, and with how much CPU time, that of the kernel's
+//! work for the frames on this processor in it.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,7 +17,9 @@ use nix::sys::socket::{
 use nix::sys::time::TimeValLike;
 use nv_benches::{ACK, SYN, Shape, connection};
 
-const USAGE: &str = "usage: nv-blast INTERFACE OCTETS FRAMES RATE CONNECTIONS";
+const USAGE: &str = "usage: nv-blast INTERFACE OCTETS FRAMES RATE CONNECTIONS [FIRST]";
+/// Ethernet, IPv4 and TCP.
+const HEADERS: usize = 14 + 20 + 20;
 /// Frames of one system call.
 const BATCH: usize = 64;
 
@@ -29,8 +32,10 @@ fn main() -> io::Result<()> {
         .iter()
         .map(|number| number.parse().map_err(|_| io::Error::other(USAGE)))
         .collect::<io::Result<_>>()?;
-    let [octets, frames, rate, connections] = numbers[..] else {
-        return Err(io::Error::other(USAGE));
+    let (octets, frames, rate, connections, first) = match numbers[..] {
+        [octets, frames, rate, connections] => (octets, frames, rate, connections, 0),
+        [octets, frames, rate, connections, first] => (octets, frames, rate, connections, first),
+        _ => return Err(io::Error::other(USAGE)),
     };
     let socket = open(interface)?;
     // Of a connection only few octets differ: they are written anew for each frame, the rest stays.
@@ -43,18 +48,33 @@ fn main() -> io::Result<()> {
     while sent < frames {
         let most = BATCH.min((frames - sent) as usize);
         for (place, frame) in batch.iter_mut().take(most).enumerate() {
-            let number = sent + place as u64;
+            let number = first + sent + place as u64;
             let (turn, which) = (number / connections, (number % connections) as u32);
             let control = if turn == 0 { SYN } else { ACK };
+            let back = turn % 3 == 2;
             // The head alone: what is behind it is zero and stays so.
             let length = frame.len();
             connection(
                 &mut frame[..length.min(64)],
                 Shape::V4,
                 which,
-                turn % 3 == 2,
+                back,
                 control,
             );
+            if turn > 0 {
+                // What both have said before: the first segment of the client was its SYN, which counts as one octet.
+                let payload = length.saturating_sub(HEADERS) as u64;
+                let server = turn / 3;
+                let client = turn - 1 - server;
+                let [client, server] = [client, server].map(|said| (1 + said * payload) as u32);
+                let (sequence, acknowledged) = if back {
+                    (server, client)
+                } else {
+                    (client, server)
+                };
+                frame[38..42].copy_from_slice(&sequence.to_be_bytes());
+                frame[42..46].copy_from_slice(&acknowledged.to_be_bytes());
+            }
             frame[16..18].copy_from_slice(&((length - 14) as u16).to_be_bytes());
             frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
             frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
