@@ -79,7 +79,7 @@ fn is_usual(method: Option<&str>, path: Option<&str>, octets: &[u8]) -> bool {
 pub(super) fn response(octets: &[u8], is_all: bool) -> Verdict {
     let mut rest = octets;
     loop {
-        let Some(status) = status(rest) else {
+        let Some(status) = status(rest, is_all) else {
             return Verdict::No;
         };
         let Some(status) = status else {
@@ -108,7 +108,9 @@ pub(super) fn response(octets: &[u8], is_all: bool) -> Verdict {
 }
 
 /// The status in a status line; `Some(None)` when more is needed to tell, `None` when it is no such line.
-fn status(octets: &[u8]) -> Option<Option<u16>> {
+///
+/// What follows the three digits has to be there, if anything comes: another digit makes it none.
+fn status(octets: &[u8], is_all: bool) -> Option<Option<u16>> {
     const LINE: &[u8; 12] = b"HTTP/1.0 000";
     let fits = octets.iter().zip(LINE).all(|(octet, model)| match model {
         b'0' => octet.is_ascii_digit(),
@@ -116,6 +118,9 @@ fn status(octets: &[u8]) -> Option<Option<u16>> {
     });
     if !fits || octets.get(12).is_some_and(u8::is_ascii_digit) {
         return None;
+    }
+    if octets.len() == LINE.len() && !is_all {
+        return Some(None);
     }
     let mut rest = Octets(octets);
     Some(rest.take(9).and(rest.take(3)).map(|digits| {

@@ -876,6 +876,22 @@ fn a_response_before_which_more_is_said_comes_in_pieces() {
     );
 }
 
+#[test]
+fn a_status_has_three_digits_wherever_it_is_cut() {
+    let said = |pieces: &[&[u8]]| {
+        let mut talk = Talk::begun(4711);
+        for piece in pieces {
+            talk.says(SERVER, piece);
+        }
+        talk.application().http.and_then(|http| http.status)
+    };
+    assert_eq!(said(&[b"HTTP/1.1 9000"]), None);
+    assert_eq!(said(&[b"HTTP/1.1 900", b"0"]), None);
+    assert_eq!(said(&[b"HTTP/1.1 204", b"\r\n\r\n"]), Some(204));
+    // The server said no more.
+    assert_eq!(said(&[b"HTTP/1.1 204"]), Some(204));
+}
+
 /// What curl sends to begin HTTP/2 by itself, and a request of which `block` is the header block.
 fn http2(block: &[u8]) -> Vec<u8> {
     let frame = |kind: u8, flags: u8, stream: u8, body: &[u8]| {
@@ -1347,6 +1363,7 @@ fn streams() -> Vec<Vec<u8>> {
         server_hello(Some(0x0304)),
         b"GET /a HTTP/1.1\r\nUser-Agent: x\r\nHost: p.example\r\n\r\n".to_vec(),
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n".to_vec(),
+        b"HTTP/1.1 9000".to_vec(),
         http2(b"\x83\x41\x01a\x5f\x10application/grpc"),
         b"SSH-2.0-OpenSSH\r\n".to_vec(),
         startup(),
@@ -1370,7 +1387,7 @@ proptest! {
     /// Wherever a stream is cut, in whatever order the pieces come, and whatever was changed in it: it says what the whole says.
     #[test]
     fn pieces_say_what_the_whole_says(
-        which in 0..14_usize,
+        which in 0..15_usize,
         changes in proptest::collection::vec((0..2_000_usize, any::<u8>()), 0..3),
         cuts in proptest::collection::vec(1..2_000_usize, 0..6),
         order in any::<u64>(),
