@@ -133,6 +133,11 @@ pub(crate) fn csv_field(raw: &str) -> Cow<'_, str> {
     shown
 }
 
+/// `raw` made harmless for the value of a label in Prometheus' text format: as [`text`], then what has a meaning between the quotes there.
+pub(crate) fn metric_label(raw: &str) -> String {
+    text(raw).replace('\\', "\\\\").replace('"', "\\\"")
+}
+
 /// Writes JSON on one line in which every harmful character of a string is `\uXXXX`: the value is the same, the text
 /// is harmless.
 #[derive(Clone, Debug, Default)]
@@ -314,6 +319,26 @@ mod tests {
             prop_assert!(is_harmless(&field));
             prop_assert!(!field.starts_with(FORMULA));
             prop_assert_eq!(raw(field.strip_prefix('\'').unwrap_or(&field)), sent);
+        }
+
+        #[test]
+        fn any_text_is_one_label_of_a_metric(sent in sent()) {
+            let label = metric_label(&sent);
+            prop_assert!(is_harmless(&label));
+            // As Prometheus reads it: a backslash stands before itself or a quotation mark only, and no mark without one ends it.
+            let (mut read, mut rest) = (String::new(), label.chars());
+            while let Some(c) = rest.next() {
+                prop_assert!(c != '"');
+                match c {
+                    '\\' => {
+                        let c = rest.next();
+                        prop_assert!(matches!(c, Some('\\' | '"')));
+                        read.extend(c);
+                    }
+                    c => read.push(c),
+                }
+            }
+            prop_assert_eq!(raw(&read), sent);
         }
 
         #[test]

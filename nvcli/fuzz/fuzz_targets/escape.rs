@@ -20,6 +20,22 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     assert!(!field.starts_with(['=', '+', '-', '@', '\t', '\r']));
     assert_eq!(raw(field.strip_prefix('\'').unwrap_or(&field)), sent);
 
+    let label = escape::metric_label(&sent);
+    harmless(&label);
+    let (mut read, mut rest) = (String::new(), label.chars());
+    while let Some(c) = rest.next() {
+        assert_ne!(c, '"');
+        let c = if c == '\\' {
+            rest.next()
+                .filter(|c| matches!(c, '\\' | '"'))
+                .expect("an escape that there is")
+        } else {
+            c
+        };
+        read.push(c);
+    }
+    assert_eq!(raw(&read), sent);
+
     let mut json = Vec::new();
     escape::json(&mut json, &sent).expect("memory");
     let json = String::from_utf8(json).expect("JSON is text");

@@ -742,7 +742,7 @@ fn metrics(state: &State, out: &mut impl Write) -> io::Result<()> {
         &[("", status.records.waiting)],
     )?;
     let by_name = |value: &dyn Fn(&crate::export::ExporterStats) -> u64| -> Vec<(String, u64)> {
-        let label = |name: &str| format!("exporter=\"{}\"", label_value(name));
+        let label = |name: &str| format!("exporter=\"{}\"", escape::metric_label(name));
         let exporters = status.exporters.iter();
         exporters
             .map(|exporter| (label(&exporter.name), value(exporter)))
@@ -773,7 +773,7 @@ fn metrics(state: &State, out: &mut impl Write) -> io::Result<()> {
         .iter()
         .map(|engine| {
             (
-                format!("engine=\"{}\"", label_value(&engine.socket)),
+                format!("engine=\"{}\"", escape::metric_label(&engine.socket)),
                 engine.connected.into(),
             )
         })
@@ -791,11 +791,6 @@ fn metrics(state: &State, out: &mut impl Write) -> io::Result<()> {
         )?;
     }
     Ok(())
-}
-
-/// A label's value, escaped as the text format wants it.
-fn label_value(text: &str) -> String {
-    escape::text(text).replace('"', "\\\"")
 }
 
 #[cfg(test)]

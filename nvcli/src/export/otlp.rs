@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::config::OtlpTo;
 use super::lane::{Exporter, Lane, Lost, TICK, Trouble};
+use crate::escape;
 use crate::render::flows::protocol;
 
 /// Records of a request, at most.
@@ -215,7 +216,9 @@ impl Exporter for Otlp {
         while !records.is_empty() && !lane.is_over() {
             let count = records.len().min(BATCH);
             let batch = records.iter().take(count).map(AsRef::as_ref);
-            let body = request(&self.host, batch).to_string().into_bytes();
+            let mut body = Vec::new();
+            // Whoever looks at it may look at it raw; writing to memory does not fail.
+            let _ = escape::json(&mut body, &request(&self.host, batch));
             let octets = body.len();
             match self.post(body, lane)? {
                 Verdict::Later(why) => return Err(self.trouble(why)),

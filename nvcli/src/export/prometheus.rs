@@ -21,6 +21,7 @@ use nvflow::{FlowRecord, Vantage};
 use super::config::PrometheusTo;
 use super::lane::{Exporter, Lane, Trouble};
 use super::{Totals, lock};
+use crate::escape;
 
 /// Connections at the same time, at most.
 const CONNECTIONS: usize = 16;
@@ -296,20 +297,6 @@ fn answer(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>>
     }
 }
 
-/// A label's value (Prometheus' text format): what has a meaning there has a backslash in front.
-fn label(raw: &str) -> String {
-    let mut value = String::with_capacity(raw.len());
-    for c in raw.chars() {
-        match c {
-            '\\' => value.push_str("\\\\"),
-            '"' => value.push_str("\\\""),
-            '\n' => value.push_str("\\n"),
-            c => value.push(c),
-        }
-    }
-    value
-}
-
 /// The text in the making: writing to a String does not fail.
 struct Text(String);
 
@@ -322,7 +309,7 @@ impl Text {
         self.0.push_str(name);
         for (place, (key, value)) in labels.iter().enumerate() {
             let before = if place == 0 { '{' } else { ',' };
-            let _ = write!(self.0, "{before}{key}=\"{}\"", label(value));
+            let _ = write!(self.0, "{before}{key}=\"{}\"", escape::metric_label(value));
         }
         let end = if labels.is_empty() { "" } else { "}" };
         let _ = writeln!(self.0, "{end} {value}");
@@ -550,14 +537,14 @@ mod tests {
     #[test]
     fn names_cannot_forge_samples() {
         let shared = shared(10);
-        let hostile = "x\"} 1\nforged{y=\"\\";
+        let hostile = "x\"} 1\nforged\x1b[2J{y=\"\\";
         lock(&shared.sums).add(&named(hostile, 6), Instant::now());
         let text = metrics(&shared);
         let lines = text.lines().filter(|line| line.contains("forged"));
         for line in lines {
             assert!(line.starts_with("nvcli_flow_"), "{line}");
             assert!(
-                line.contains(r#"workload="x\"} 1\nforged{y=\"\\","#),
+                line.contains(r#"workload="x\"} 1\\nforged\\x1b[2J{y=\"\\\\","#),
                 "{line}"
             );
         }
