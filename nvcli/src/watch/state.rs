@@ -94,9 +94,6 @@ pub(crate) struct State {
     /// Rows there is room for, as last drawn, and the line of the screen the first one is on.
     pub(crate) room: usize,
     pub(crate) top: u16,
-    /// Lines of what scrolls, and those there is room for, as last drawn.
-    pub(crate) scrolls: usize,
-    pub(crate) scroll_room: usize,
     pub(crate) opened: Option<Opened>,
     /// What is to be said of what is seen and lost, the worst first.
     pub(crate) findings: Vec<Finding>,
@@ -128,8 +125,6 @@ impl State {
             offset: 0,
             room: 0,
             top: 0,
-            scrolls: 0,
-            scroll_room: 0,
             opened: None,
             findings: Vec::new(),
             stale: true,
@@ -458,7 +453,8 @@ impl State {
     fn go(&mut self, by: isize) {
         let moved = |from: usize, most: usize| from.saturating_add_signed(by).min(most);
         if self.help || self.detail || self.page == Page::Health {
-            self.scroll = moved(self.scroll, self.scrolls.saturating_sub(self.scroll_room));
+            // How far that goes is known when it is drawn.
+            self.scroll = self.scroll.saturating_add_signed(by);
             return;
         }
         match self.cursor {

@@ -616,6 +616,11 @@ fn the_detail_tells_the_whole_record_and_outlives_it() {
         !bottom.contains("more ▾") && bottom.contains("workload"),
         "{bottom}"
     );
+    // Who types faster than it is drawn gets there as well.
+    for key in [KeyCode::Esc, KeyCode::Enter, KeyCode::End] {
+        watch.key(key);
+    }
+    assert_eq!(watch.screen(80, 24), bottom);
     watch.key(KeyCode::Home);
     records.remove(0);
     let rest = records.iter().cloned().zip(1..);

@@ -219,7 +219,7 @@ impl Painter<'_> {
             let found = format!(
                 "{} of {}",
                 grouped(state.model.matching as u64),
-                grouped(state.model.snapshot.rows.len() as u64)
+                grouped(state.model.distinct as u64)
             );
             let edge = self.put_right(y, end - 1, &found, theme.dim());
             let x = self.put(area.x + 1, y, edge, "/", theme.accent());
@@ -508,8 +508,6 @@ impl Painter<'_> {
     /// Lines that scroll when there are more than fit.
     fn scrolling(&mut self, state: &mut State, area: Rect, lines: Vec<Line>) {
         let room = usize::from(area.height);
-        state.scroll_room = room;
-        state.scrolls = lines.len();
         state.scroll = state.scroll.min(lines.len().saturating_sub(room));
         let end = area.x + area.width;
         let more = lines.len() > state.scroll + room;
@@ -1322,7 +1320,7 @@ fn help(state: &State) -> Vec<Line> {
         key("OUT, IN", "the same out of the container and into it"),
         key(
             "APP",
-            "what it speaks, from its first octets; http? is a guess by the port",
+            "what it speaks, from its first octets; http? is a port's guess",
         ),
         key(
             "STATE",
