@@ -248,6 +248,13 @@ impl State {
         }
     }
 
+    /// What a key points at is what would be drawn now, however many keys came since.
+    fn catch_up(&mut self) {
+        if self.page == Page::Connections && self.room > 0 {
+            self.arrange(self.room);
+        }
+    }
+
     fn pin_cursor(&mut self) {
         self.pin = self.cursor.and_then(|cursor| {
             if self.grouping_shown() == Grouping::None {
@@ -457,6 +464,7 @@ impl State {
             self.scroll = self.scroll.saturating_add_signed(by);
             return;
         }
+        self.catch_up();
         match self.cursor {
             Some(cursor) => self.select(moved(cursor, usize::MAX)),
             None if by == 1 => self.select(self.offset),
@@ -494,6 +502,7 @@ impl State {
     }
 
     fn enter(&mut self) {
+        self.catch_up();
         match self.page {
             Page::Connections if self.detail => self.detail = false,
             Page::Connections => {
@@ -545,6 +554,7 @@ impl State {
             self.restart();
             return;
         }
+        self.catch_up();
         let cursor = self.cursor.unwrap_or(self.offset);
         let name = match self.page {
             Page::Containers => {

@@ -454,7 +454,7 @@ fn the_filter_narrows_with_every_letter() {
     assert_eq!(watch.clients(), ["web-1:41000"]);
     let screen = watch.screen(80, 24);
     assert!(
-        screen.contains("/web 5432") && screen.contains("1 of 4"),
+        screen.contains("/web 5432") && screen.contains("1 of 3"),
         "{screen}"
     );
     watch.types("x");
@@ -635,6 +635,19 @@ fn the_detail_tells_the_whole_record_and_outlives_it() {
     assert!(watch.screen(100, 24).contains("10.0.0.9:40000"));
     watch.key(KeyCode::Esc);
     assert_eq!(watch.clients(), ["10.0.0.9:1"]);
+}
+
+#[test]
+fn keys_that_come_faster_than_it_is_drawn_mean_what_they_would_later() {
+    let mut watch = Watch::new(&["web-1", "db-1"]);
+    watch.shows(&some());
+    let _ = watch.screen(80, 24);
+    watch.types("/web 5432");
+    watch.key(KeyCode::Enter);
+    watch.key(KeyCode::Enter);
+    let screen = watch.screen(80, 24);
+    assert!(screen.contains(" web-1:41000 → db-1:5432"), "{screen}");
+    assert!(!screen.contains("gone"), "{screen}");
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub enum Need {
     Prometheus,
     /// A broker of NATS with JetStream.
     Nats,
+    /// tmux, as the terminal.
+    Tmux,
     /// A Docker engine that answers, and a static busybox to make an image from.
     Docker,
     /// Links of this kind.
@@ -52,6 +54,7 @@ impl Need {
             Self::Nfdump => "nfdump",
             Self::Prometheus => "prometheus",
             Self::Nats => "nats",
+            Self::Tmux => "tmux",
             Self::Docker => "docker",
             Self::Kind(kind) => kind,
             Self::Tcx => "tcx",
@@ -101,6 +104,7 @@ impl Need {
                 })
             }
             Self::Nft => tool("nft", &["--version"]),
+            Self::Tmux => tool("tmux", &["-V"]),
             Self::Docker => tool("docker", &["version"]).and_then(|()| tool("busybox", &["true"])),
         }
     }
