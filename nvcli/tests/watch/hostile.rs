@@ -7,7 +7,7 @@ use std::process::Stdio;
 use libtest_mimic::Failed;
 use serde_json::Value;
 
-use crate::common::{chain, ensure, same};
+use crate::common::{chain, ensure, same, sh_in};
 use crate::screen::Screen;
 use crate::stage::{Stage, Traffic, dns, http, tls, until};
 
@@ -57,12 +57,12 @@ pub(crate) fn hostile_text_is_shown_harmless() -> Result<(), Failed> {
         screen.shows(shown)?;
         screen.is_harmless(&HARMFUL)?;
     }
-    // Damage is told with the name.
+    // What is wrong with it is told with the name.
     let port = &stage.attached[0].port;
-    let host = &stage.lab.host;
-    crate::common::sh_in(host, &format!("tc qdisc del dev {port} clsact"))?;
+    sh_in(&stage.lab.host, &format!("tc qdisc del dev {port} clsact"))?;
+    let screen = Screen::view(&stage, (200, 50), "")?;
     screen.keys("3")?;
-    screen.shows(&format!("{NAME_SHOWN} eth0: "))?;
+    screen.shows(&format!("{NAME_SHOWN} eth0: attached, but"))?;
     screen.is_harmless(&HARMFUL)
 }
 
