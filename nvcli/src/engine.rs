@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nvcapture::{Next, Ring, RingConfig, SourceStats, Timestamp};
-use nvflow::{FlowRecord, Meter, MeterConfig, MeterStats};
+use nvflow::{FlowRecord, Meter, MeterConfig, MeterStats, ResolvedName};
 
 use crate::cmd::flows::{frame_clock, mtu};
 use crate::health::{Seen, Tally};
@@ -138,6 +138,7 @@ struct Remote {
 enum Order {
     Look(Box<dyn Look>),
     Count(mpsc::Sender<Vec<Seen>>),
+    Learn(Arc<[ResolvedName]>),
     Reopen,
     Stop,
 }
@@ -201,7 +202,8 @@ impl Engine {
             workers: Vec::new(),
             threads: Mutex::default(),
         };
-        for (number, meter, opening, ring) in ready {
+        let (orders, taken): (Vec<_>, Vec<_>) = ready.iter().map(|_| mpsc::channel()).unzip();
+        for ((number, meter, opening, ring), taken) in ready.into_iter().zip(taken) {
             let failed = |source| StartError::Thread {
                 interface: config.interface.clone(),
                 source,
@@ -210,7 +212,6 @@ impl Engine {
                 EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
                     .map_err(|errno| failed(errno.into()))?;
             let wake = Arc::new(wake);
-            let (orders, taken) = mpsc::channel();
             let stats = Arc::default();
             let worker = Worker {
                 opened: ring.is_some().into(),
@@ -219,6 +220,7 @@ impl Engine {
                 meter,
                 receiver: receiver(number),
                 orders: taken,
+                others: others_than(number, &orders),
                 wake: Arc::clone(&wake),
                 stats: Arc::clone(&stats),
                 recorder: config.recorder.clone(),
@@ -238,7 +240,7 @@ impl Engine {
                 })
                 .map_err(failed)?;
             engine.workers.push(Remote {
-                orders,
+                orders: orders[usize::from(number)].clone(),
                 wake,
                 stats,
             });
@@ -394,6 +396,8 @@ struct Worker<R> {
     orders: mpsc::Receiver<Order>,
     wake: Arc<EventFd>,
     stats: Arc<Mutex<EngineStats>>,
+    /// The other rings' threads, which meter other connections: the query for a name may be here, who connects to it there.
+    others: Vec<mpsc::Sender<Order>>,
     recorder: Option<Arc<Recorder>>,
     tally: Tally,
     /// Totals of rings that are closed.
@@ -509,6 +513,7 @@ impl<R: Receiver> Worker<R> {
                 let frames = block.frames().inspect(|frame| self.tally.count(frame));
                 let Ok(flow) = self.meter.observe(frames, &mut to(&mut self.receiver));
                 drop(block);
+                teach(&mut self.meter, &self.others);
                 self.receiver.pause();
                 return if flow.is_break() {
                     Had::End(Ended::Enough)
@@ -579,6 +584,7 @@ impl<R: Receiver> Worker<R> {
                 Ok(Order::Look(look)) => self.looks.push_back((look, 0)),
                 // Who asked may have gone.
                 Ok(Order::Count(reply)) => drop(reply.send(self.tally.all().to_vec())),
+                Ok(Order::Learn(names)) => names.iter().for_each(|told| self.meter.learn(told)),
                 Ok(Order::Reopen) => {
                     if self.ring.is_none()
                         && let Some(ended) = self.try_again()
@@ -650,6 +656,28 @@ impl<R: Receiver> Worker<R> {
             opened: self.opened,
         };
     }
+}
+
+/// Tells the other rings the names that this one has learnt; each takes them at its next tick.
+fn teach(meter: &mut Meter, others: &[mpsc::Sender<Order>]) {
+    if others.is_empty() {
+        return;
+    }
+    let names: Arc<[ResolvedName]> = meter.resolved_names().collect();
+    if names.is_empty() {
+        return;
+    }
+    for other in others {
+        // One that has ended meters nothing.
+        let _ = other.send(Order::Learn(Arc::clone(&names)));
+    }
+}
+
+/// The ways to all but the one of this number.
+fn others_than(number: u16, orders: &[mpsc::Sender<Order>]) -> Vec<mpsc::Sender<Order>> {
+    let numbered = (0..).zip(orders);
+    let others = numbered.filter(|(other, _)| *other != number);
+    others.map(|(_, orders)| orders.clone()).collect()
 }
 
 /// A receiver as nvflow wants it.

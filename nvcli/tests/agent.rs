@@ -25,6 +25,7 @@ use serde_json::Value;
 
 const NETNS: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2];
 const DOCKER: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2, Need::Docker];
+const DNS: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2, Need::Busybox];
 /// Longer than anything here takes, also on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -78,6 +79,11 @@ fn main() {
         what_an_agent_does_not_do_a_ring_does,
     );
     add("an_agent_keeps_frames", NETNS, an_agent_keeps_frames);
+    add(
+        "peers_have_the_names_that_were_asked_for",
+        DNS,
+        peers_have_the_names_that_were_asked_for,
+    );
     add(
         "networks_of_others_are_said",
         DOCKER,
@@ -898,6 +904,149 @@ fn what_an_agent_does_not_do_a_ring_does() -> Result<(), Failed> {
         )?;
     }
     agent.end().map(drop)
+}
+
+/// A server of DNS that knows some names, until it is asked for one without a dot.
+fn serve_names(
+    netns: &Netns,
+    at: IpAddr,
+    names: Vec<(&'static str, IpAddr)>,
+) -> Result<JoinHandle<()>, Failed> {
+    let socket = netns.run(|| std::net::UdpSocket::bind((at, 53)))??;
+    Ok(std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut query) {
+            let Some(question) = query.get(12..length) else {
+                continue;
+            };
+            let mut name = Vec::new();
+            let mut rest = question;
+            while let Some((&label @ 1..=63, behind)) = rest.split_first() {
+                let (label, behind) = behind.split_at(usize::from(label).min(behind.len()));
+                name.extend([label, b"."].concat());
+                rest = behind;
+            }
+            let name = String::from_utf8_lossy(&name).into_owned();
+            let kind = rest.get(2).copied().unwrap_or_default();
+            let question = question.get(..name.len() + 5).unwrap_or(question);
+            let mut answers = Vec::new();
+            for (_, address) in names
+                .iter()
+                .filter(|(known, _)| format!("{known}.") == name)
+            {
+                let data = match (kind, address) {
+                    (1, IpAddr::V4(v4)) => v4.octets().to_vec(),
+                    (28, IpAddr::V6(v6)) => v6.octets().to_vec(),
+                    _ => continue,
+                };
+                answers.push(
+                    [
+                        &[0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 5, 0, data.len() as u8][..],
+                        &data,
+                    ]
+                    .concat(),
+                );
+            }
+            let counts = [0x81, 0x80, 0, 1, 0, answers.len() as u8, 0, 0, 0, 0];
+            let response = [&query[..2], &counts, question, &answers.concat()].concat();
+            let _ = socket.send_to(&response, from);
+            if !name.trim_end_matches('.').contains('.') {
+                return;
+            }
+        }
+    }))
+}
+
+fn peers_have_the_names_that_were_asked_for() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let [web, client] = [0, 1].map(|n| lab.containers[n].netns.clone());
+    let (v4, v6) = (lab.containers[0].ipv4, lab.containers[0].ipv6);
+    let gateway: IpAddr = "10.78.0.1".parse()?;
+    let hostile = "bad\u{202e}name.example";
+    let names = vec![
+        ("www.shop.example", v4.into()),
+        ("www.shop.example", v6.into()),
+        ("gate.shop.example", gateway),
+        (hostile, gateway),
+    ];
+    let server = serve_names(&web, v4.into(), names)?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("agent.toml");
+    let text = format!("targets = [{:?}]\n[capture]\nrings = 2\n", target(&client));
+    std::fs::write(&file, text)?;
+    let agent = Agent::start(
+        &lab.host,
+        &["--no-engine", "--config", &file.display().to_string()],
+    )?;
+    let ask = |name: &str| sh_in(&client, &format!("busybox nslookup '{name}' {v4}"));
+    let arguments = ["flows", "--output", "json", "--protocol", "tcp"];
+    let direct = [&arguments[..], &["--direct"]].concat();
+    let direct = Beside::start(&agent, &direct, "metering;")?;
+    until("a third ring", || rings(&lab.host), |rings| *rings == 3)?;
+    // Before anybody has asked there is no name.
+    let mut talks = vec![Talk::open(&web, v4.into(), &client)?];
+    ask("www.shop.example")?;
+    for address in [v4.into(), v6.into()] {
+        for _ in 0..8 {
+            talks.push(Talk::open(&web, address, &client)?);
+        }
+    }
+    let told = ask("gate.shop.example")?;
+    ensure(told.contains("10.78.0.1"), told)?;
+    talks.push(Talk::open(&lab.host, gateway, &client)?);
+    for talk in &mut talks {
+        talk.say(2)?;
+    }
+    let expected = |records: &[Value]| -> Vec<Option<String>> {
+        let names = talks.iter().map(|talk| {
+            let port = Value::from(talk.stream.local_addr().map_or(0, |local| local.port()));
+            let record = records
+                .iter()
+                .find(|one| one["sourceTransportPort"] == port);
+            let record = record.cloned().unwrap_or_default();
+            record["destinationDomain"].as_str().map(str::to_owned)
+        });
+        names.collect()
+    };
+    let mut wanted = vec![None];
+    wanted.extend(vec![Some("www.shop.example".to_owned()); 16]);
+    wanted.push(Some("gate.shop.example".to_owned()));
+    // Also those that are metered by the ring that has not seen the answer.
+    until(
+        "the names",
+        || agent.lines("/v1/flows"),
+        |records| expected(records) == wanted,
+    )?;
+    let (records, _) = direct.end()?;
+    same(
+        "names of a ring of its own",
+        expected(&records),
+        wanted.clone(),
+    )?;
+    let by_agent = agent.nvcli(&[&arguments[..], &["--duration", "100ms"]].concat())?;
+    let records = String::from_utf8(by_agent.stdout)?;
+    let records = records.lines().map(serde_json::from_str::<Value>);
+    let records: Vec<Value> = records.collect::<Result<_, _>>()?;
+    same("names by way of the agent", expected(&records), wanted)?;
+    let table = agent.nvcli(&["flows", "--duration", "100ms", "--protocol", "tcp"])?;
+    let shown = String::from_utf8(table.stdout)?;
+    ensure(shown.contains(" gate.shop.example:"), shown)?;
+    // A name that would turn a terminal's text round comes out harmless.
+    ask(hostile)?;
+    let mut turned = Talk::open(&lab.host, gateway, &client)?;
+    turned.say(1)?;
+    until(
+        "its name",
+        || {
+            let table = agent.nvcli(&["flows", "--duration", "100ms", "--protocol", "tcp"])?;
+            Ok(String::from_utf8(table.stdout)?)
+        },
+        |shown| shown.contains("\\u{202e}") && !shown.contains('\u{202e}'),
+    )?;
+    agent.end()?;
+    let _ = ask("end");
+    drop(server.join());
+    Ok(())
 }
 
 fn an_agent_keeps_frames() -> Result<(), Failed> {

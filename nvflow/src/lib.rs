@@ -28,7 +28,7 @@ mod timeouts;
 mod wheel;
 
 pub use aggregate::{Aggregator, Conversation, ConversationKey, GroupBy, Histogram, Party};
-pub use app::{Application, Dns, Http, Identify, Protocol, Tls, registered_service};
+pub use app::{Application, Dns, Http, Identify, Protocol, ResolvedName, Tls, registered_service};
 pub use config::{MeterConfig, Observation};
 pub use error::Error;
 pub use index::BucketIndex;

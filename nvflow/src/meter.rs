@@ -12,7 +12,8 @@ use crate::fragments::Fragments;
 use crate::table::{Evicted, Table};
 use crate::tcp::Segment;
 use crate::{
-    Direction, Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig, MeterStats, Sink,
+    Direction, Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig, MeterStats,
+    ResolvedName, Sink,
 };
 
 /// Places in the line of frames that wait for memory.
@@ -260,6 +261,16 @@ impl Meter {
         table
             .slots()
             .try_for_each(|slot| visit(slot, table.record(slot, None)))
+    }
+
+    /// Takes a name that another meter has learnt, as [`resolved_names`](Self::resolved_names) gave it: for meters that share the frames.
+    pub fn learn(&mut self, told: &ResolvedName) {
+        self.metering.table.learn(told);
+    }
+
+    /// The last names that responses of DNS have told, oldest first, each once; see [`Identify::names`](crate::Identify::names).
+    pub fn resolved_names(&mut self) -> impl Iterator<Item = ResolvedName> {
+        self.metering.table.resolved_names()
     }
 
     /// What was done so far.

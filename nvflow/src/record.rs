@@ -119,7 +119,7 @@ pub struct WorkloadDetails {
     pub service: Option<Arc<str>>,
 }
 
-/// What others know of a connection: the metering process leaves all of it empty, a [`crate::Sink`] may fill it in.
+/// What others know of a connection: the metering process leaves all of it empty but the domains, a [`crate::Sink`] may fill it in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels {
     /// The container, pod or process at the observation point.
@@ -134,6 +134,11 @@ pub struct Labels {
     pub details: Option<Arc<WorkloadDetails>>,
     /// More of the one at the other end.
     pub peer_details: Option<Arc<WorkloadDetails>>,
+    /// The name by which the source's address was known at the observation point when the connection began: the last one that somebody had
+    /// asked for there whose response of DNS had the address ([`Identify::names`](crate::Identify::names)).
+    pub source_domain: Option<Arc<str>>,
+    /// The same of the destination's address.
+    pub destination_domain: Option<Arc<str>>,
 }
 
 /// A connection, or what happened in it since its last record.
@@ -307,6 +312,8 @@ fields! {
     PeerWorkloadImage = "peerWorkloadImage", None;
     PeerWorkloadProject = "peerWorkloadProject", None;
     PeerWorkloadService = "peerWorkloadService", None;
+    SourceDomain = "sourceDomain", None;
+    DestinationDomain = "destinationDomain", None;
     ApplicationName = "applicationName", Some(96);
     ApplicationGuess = "applicationGuess", None;
     TlsServerName = "tlsServerName", None;
@@ -448,6 +455,8 @@ impl FlowRecord {
             Field::PeerWorkloadImage => detail(&self.labels.peer_details, |of| &of.image),
             Field::PeerWorkloadProject => detail(&self.labels.peer_details, |of| &of.project),
             Field::PeerWorkloadService => detail(&self.labels.peer_details, |of| &of.service),
+            Field::SourceDomain => label(&self.labels.source_domain),
+            Field::DestinationDomain => label(&self.labels.destination_domain),
             Field::ApplicationName => {
                 let application = self.application.as_deref()?;
                 application.protocol.map(|it| Value::Text(it.name()))

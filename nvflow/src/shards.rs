@@ -78,6 +78,8 @@ impl Shards {
             identify: self.config.identify.map(|whole| Identify {
                 pieces: whole.pieces.div_ceil(count),
                 memory: whole.memory.div_ceil(count),
+                // Who asks and who connects are not the same one's.
+                names: if count == 1 { whole.names } else { 0 },
             }),
             ..self.config
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use nvcapture::wire::Tunnel;
 use nvcapture::{prefer_huge_pages, prefetch};
 
-use crate::app::{Counts, Identifier};
+use crate::app::{Counts, Identifier, ResolvedName};
 use crate::clock::Clock;
 use crate::entry::{Class, Entry, NONE, Step};
 use crate::index::BucketIndex;
@@ -384,6 +384,7 @@ impl Table {
         let mut record = entry.record(addresses, block, tunnel, reason);
         if let Some(identifier) = &self.identifier {
             record.application = identifier.application(entry, slot, &self.key_of(entry));
+            identifier.label(&mut record);
         }
         record
     }
@@ -414,6 +415,20 @@ impl Table {
         self.identifier
             .as_ref()
             .map_or_else(Counts::default, |identifier| identifier.counts)
+    }
+
+    /// Takes a name that another meter has learnt.
+    pub(crate) fn learn(&mut self, told: &ResolvedName) {
+        if let Some(identifier) = &mut self.identifier {
+            identifier.learn(told);
+        }
+    }
+
+    /// Names that were learnt and not yet taken.
+    pub(crate) fn resolved_names(&mut self) -> impl Iterator<Item = ResolvedName> {
+        self.identifier
+            .iter_mut()
+            .flat_map(|identifier| identifier.resolved_names())
     }
 
     fn key_of(&self, entry: &Entry) -> FlowKey {

@@ -284,6 +284,8 @@ fn put<'v>(
         Field::PeerWorkloadService => {
             more.peer_details.get_or_insert_default().service = name(value)?;
         }
+        Field::SourceDomain => record.labels.source_domain = name(value)?,
+        Field::DestinationDomain => record.labels.destination_domain = name(value)?,
         Field::ApplicationName => {
             let name = value.as_str()?;
             let protocol = Protocol::ALL.iter().find(|one| one.name() == name)?;

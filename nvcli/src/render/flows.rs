@@ -338,6 +338,10 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
         Some(Vantage::Ingress) => (&record.labels.peer_workload, &record.labels.workload),
         None => (&None, &None),
     };
+    let client = client.as_ref().or(record.labels.source_domain.as_ref());
+    let server = server
+        .as_ref()
+        .or(record.labels.destination_domain.as_ref());
     let end =
         |endpoint: Endpoint, name: Option<&str>| endpoint_text(endpoint, name, record.has_ports);
     let both = |forward: u64, reverse: u64| format!("{}/{}", count(forward), count(reverse));
@@ -347,8 +351,8 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
         (None, None) => String::new(),
     };
     vec![
-        end(record.source, client.as_deref()),
-        end(record.destination, server.as_deref()),
+        end(record.source, client.map(|name| &**name)),
+        end(record.destination, server.map(|name| &**name)),
         // Traffic between two attached containers is seen at both.
         escape::text(record.labels.workload.as_deref().unwrap_or_default()).into_owned(),
         protocol(record.protocol_identifier).into_owned(),

@@ -456,6 +456,9 @@ impl Model {
             Some(Vantage::Ingress) => (peer, at),
             None => (0, 0),
         };
+        // Who is no container may have a name that was asked for.
+        let client = self.or_domain(client, &record.labels.source_domain);
+        let server = self.or_domain(server, &record.labels.destination_domain);
         let twin = if peer == 0 {
             0
         } else {
@@ -481,6 +484,18 @@ impl Model {
         track.client = unless_group(client, record.source);
         track.server = unless_group(server, record.destination);
         track.twin = twin;
+    }
+
+    /// The symbol, or that of the name which the address was asked for by.
+    fn or_domain(&mut self, symbol: Symbol, domain: &Option<Arc<str>>) -> Symbol {
+        /// Symbols are kept as long as the view is; names that are asked for may be any number.
+        const MOST: usize = 100_000;
+        match domain {
+            Some(domain) if symbol == 0 && self.symbols.len() < MOST => {
+                self.symbol(Arc::clone(domain))
+            }
+            _ => symbol,
+        }
     }
 
     fn symbol(&mut self, name: Arc<str>) -> Symbol {

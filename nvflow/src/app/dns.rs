@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Dns;
 use super::octets::Octets;
@@ -17,6 +17,10 @@ const RECORDS: u16 = 32;
 pub(super) struct Message {
     pub(super) id: u16,
     pub(super) is_response: bool,
+    /// The type that is asked for.
+    pub(super) kind: u16,
+    /// Addresses that the name which was asked for has, with the seconds for which that holds.
+    pub(super) resolved: Vec<(IpAddr, u32)>,
     pub(super) dns: Dns,
 }
 
@@ -97,12 +101,14 @@ pub(super) fn message(octets: &[u8], is_multicast: bool, asked: Option<u16>) -> 
         return None;
     }
     let mut dns = Dns::default();
+    let mut asked_for = 0;
     if header.questions > 0 {
         let name = name(&mut rest)?;
         let (kind, class) = (rest.u16()?, rest.u16()?);
         if !is_type(kind) || !is_class(class) || is_netbios(&name, kind) {
             return None;
         }
+        asked_for = kind;
         dns.query_name = Some(name);
         dns.query_type = Some(type_name(kind));
         for _ in 1..header.questions {
@@ -122,7 +128,11 @@ pub(super) fn message(octets: &[u8], is_multicast: bool, asked: Option<u16>) -> 
         dns.query_type = Some(type_name(kind));
         rest = before;
     }
+    let mut resolved = Vec::new();
     if header.is_response() {
+        if header.questions == 1 && header.response_code() == 0 && !is_multicast {
+            resolve(octets, rest, header.answers, &mut resolved);
+        }
         dns.response_code = Some(code_name(header.response_code()));
         dns.answer_count = Some(header.answers);
         dns.answers = addresses(rest, header.answers);
@@ -130,6 +140,8 @@ pub(super) fn message(octets: &[u8], is_multicast: bool, asked: Option<u16>) -> 
     Some(Message {
         id: header.id,
         is_response: header.is_response(),
+        kind: asked_for,
+        resolved,
         dns,
     })
 }
@@ -251,6 +263,110 @@ fn addresses(mut rest: Octets<'_>, count: u16) -> Option<Box<str>> {
         }
     }
     (found > 0).then(|| text.into())
+}
+
+/// Finds the addresses of the name in the question among the first of so many records: its own, or those of what it is an alias of. What
+/// other names there are in an answer does not count. Ends where the message does, or is not sound.
+fn resolve<'m>(message: &'m [u8], mut rest: Octets<'m>, count: u16, out: &mut Vec<(IpAddr, u32)>) {
+    let mut next = || {
+        let owner = Expanded::at(message, message.len() - rest.0.len())?;
+        rest = Octets(message.get(owner.end..)?);
+        let (kind, class, seconds) = (rest.u16()?, rest.u16()?, rest.u32()?);
+        let data = rest.long()?;
+        let at = message.len() - rest.0.len() - data.len();
+        Some((owner, (kind, class), seconds, (at, data)))
+    };
+    let Some(mut wanted) = Expanded::at(message, size_of::<[u16; 6]>()) else {
+        return;
+    };
+    let mut longest = u32::MAX;
+    for _ in 0..count.min(RECORDS) {
+        let Some((owner, kind, seconds, (at, data))) = next() else {
+            return;
+        };
+        if owner.name() != wanted.name() {
+            continue;
+        }
+        // With the highest bit it is none (RFC 2181, section 8).
+        let seconds = i32::try_from(seconds).map_or(0, i32::unsigned_abs);
+        let address: IpAddr = match (kind, <[u8; 4]>::try_from(data), <[u8; 16]>::try_from(data)) {
+            ((1, 1), Ok(octets), _) => Ipv4Addr::from(octets).into(),
+            ((28, 1), _, Ok(octets)) => Ipv6Addr::from(octets).into(),
+            ((5, 1), ..) => {
+                let Some(alias) = Expanded::at(message, at) else {
+                    return;
+                };
+                longest = longest.min(seconds);
+                wanted = alias;
+                continue;
+            }
+            _ => continue,
+        };
+        // Of nobody in particular: how some say that there is no such name.
+        if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+            continue;
+        }
+        out.push((address, seconds.min(longest)));
+        if out.len() == 2 * ADDRESSES {
+            return;
+        }
+    }
+}
+
+/// A name of a message, references followed, in lower case: to be compared.
+struct Expanded {
+    octets: [u8; 255],
+    length: usize,
+    /// Behind it in the message.
+    end: usize,
+}
+
+impl Expanded {
+    fn at(message: &[u8], start: usize) -> Option<Self> {
+        let mut name = Self {
+            octets: [0; 255],
+            length: 0,
+            end: 0,
+        };
+        let (mut at, mut before) = (start, start);
+        loop {
+            match *message.get(at)? {
+                0 => {
+                    if name.end == 0 {
+                        name.end = at + 1;
+                    }
+                    return Some(name);
+                }
+                length @ 1..=63 => {
+                    let label = message.get(at..=at + usize::from(length))?;
+                    // The root, which ends it, is an octet too.
+                    let room = name.octets[..254].get_mut(name.length..)?;
+                    let room = room.get_mut(..label.len())?;
+                    room.copy_from_slice(label);
+                    room.make_ascii_lowercase();
+                    name.length += label.len();
+                    at += label.len();
+                }
+                high @ 0xc0.. => {
+                    let low = *message.get(at + 1)?;
+                    if name.end == 0 {
+                        name.end = at + 2;
+                    }
+                    // Only back, and each time before the last one, so that there is an end.
+                    at = usize::from(u16::from_be_bytes([high & 0x3f, low]));
+                    if at >= before {
+                        return None;
+                    }
+                    before = at;
+                }
+                _ => return None,
+            }
+        }
+    }
+
+    fn name(&self) -> &[u8] {
+        &self.octets[..self.length]
+    }
 }
 
 /// The name of a type; `TYPE123` of one that has none here (RFC 3597).

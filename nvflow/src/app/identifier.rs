@@ -9,19 +9,20 @@ use nvcapture::wire::{control, protocol};
 
 use super::datagram::{self, Ends};
 use super::dns::Message;
+use super::names::{Learner, ResolvedName};
 use super::pieces::{LIMIT, Pieces};
 use super::{Application, Dns, Identify, Protocol, Verdict, ports, stream};
 #[cfg(feature = "quic")]
 use super::{quic, tls};
-use crate::FlowKey;
 use crate::entry::{Entry, Step};
+use crate::{FlowKey, FlowRecord};
 
 /// Packets of a side that are looked at when none of them is known, its beginning being unknown too or there being none.
 const TRIES: u64 = 8;
 
 /// Numbers of slots are ours, so nobody chooses them.
 #[derive(Default)]
-struct SlotHasher(u64);
+pub(super) struct SlotHasher(u64);
 
 impl Hasher for SlotHasher {
     fn finish(&self) -> u64 {
@@ -40,7 +41,7 @@ impl Hasher for SlotHasher {
     }
 }
 
-type Slots<V> = HashMap<u32, V, BuildHasherDefault<SlotHasher>>;
+pub(super) type Slots<V> = HashMap<u32, V, BuildHasherDefault<SlotHasher>>;
 
 /// What is known of a connection.
 #[derive(Debug)]
@@ -78,6 +79,22 @@ const fn place(slot: u32, side: usize) -> u32 {
     (slot << 1) | side as u32
 }
 
+/// When something was said, and where it was heard.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moment {
+    micros: u64,
+    observation_point: Option<u16>,
+}
+
+impl Moment {
+    fn of(step: &Step) -> Self {
+        Self {
+            micros: step.micros,
+            observation_point: step.key.observation_point(),
+        }
+    }
+}
+
 /// What was done.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
@@ -102,6 +119,7 @@ pub(crate) struct Identifier {
     plain: Box<[Arc<Application>]>,
     /// By place in the list of registered ports.
     guesses: Box<[Arc<Application>]>,
+    learner: Learner,
     pub(crate) counts: Counts,
 }
 
@@ -124,6 +142,7 @@ impl Identifier {
             hand: 0,
             plain: Protocol::ALL.iter().map(plain).collect(),
             guesses: ports::names().map(guess).collect(),
+            learner: Learner::new(config.names),
             counts: Counts::default(),
         }
     }
@@ -138,7 +157,10 @@ impl Identifier {
             protocol::UDP => {
                 self.datagram(entries, slot, step, payload);
                 let entry = &mut entries[slot as usize];
-                if !entry.is_settled(side) && entry.packets_of(side) + 1 >= TRIES {
+                if !entry.is_settled(side)
+                    && entry.packets_of(side) + 1 >= TRIES
+                    && !self.learner.follows(slot)
+                {
                     self.conclude_side(entry, slot, side);
                 }
             }
@@ -169,7 +191,7 @@ impl Identifier {
             }
             self.stop(at);
             if is_beginning || !matches!(verdict, Verdict::No) {
-                return self.decide(entry, slot, side, verdict, step.micros);
+                return self.decide(entry, slot, side, verdict, Moment::of(step));
             }
         }
         let saw_syn = entry.control[side] & control::SYN as u8 != 0;
@@ -197,12 +219,19 @@ impl Identifier {
                 .put(0, front),
             // Where the beginning was not seen, a later packet may begin something.
             Verdict::No if !is_beginning && entry.packets_of(side) + 1 < TRIES => {}
-            verdict => self.decide(entry, slot, side, verdict, step.micros),
+            verdict => self.decide(entry, slot, side, verdict, Moment::of(step)),
         }
     }
 
     /// Takes what was said of a side: nothing more is asked of it.
-    fn decide(&mut self, entry: &mut Entry, slot: u32, side: usize, verdict: Verdict, micros: u64) {
+    fn decide(
+        &mut self,
+        entry: &mut Entry,
+        slot: u32,
+        side: usize,
+        verdict: Verdict,
+        moment: Moment,
+    ) {
         entry.settle(side);
         match verdict {
             Verdict::No | Verdict::More => {}
@@ -212,7 +241,7 @@ impl Identifier {
                 }
                 self.keep(entry, slot, application);
             }
-            Verdict::Dns(message) => self.dns(entry, slot, side, Protocol::Dns, message, micros),
+            Verdict::Dns(message) => self.dns(entry, slot, side, Protocol::Dns, message, moment),
         }
     }
 
@@ -232,7 +261,7 @@ impl Identifier {
                 self.keep(entry, slot, application);
             }
             datagram::Told::Dns(protocol, message) => {
-                self.dns(entry, slot, side, protocol, message, step.micros);
+                self.dns(entry, slot, side, protocol, message, Moment::of(step));
             }
             datagram::Told::Quic => self.quic(entries, slot, step, payload),
         }
@@ -295,12 +324,21 @@ impl Identifier {
         side: usize,
         protocol: Protocol,
         message: Message,
-        micros: u64,
+        moment: Moment,
     ) {
+        let micros = moment.micros;
+        let learns = self.learner.is_on() && protocol == Protocol::Dns;
+        if learns {
+            let at = (moment.observation_point, micros);
+            self.learner.take((slot, side), &message, at);
+        }
+        // Whoever asks again from the same port is heard again.
+        let goes_on = learns && !entry.is_tcp();
         let Message {
             id,
             is_response,
             dns,
+            ..
         } = message;
         let application = |dns: Dns| Application {
             dns: Some(Box::new(dns)),
@@ -308,12 +346,16 @@ impl Identifier {
         };
         match (self.known.get_mut(&slot), is_response) {
             (None, true) => {
-                entry.settle(0);
-                entry.settle(1);
+                if !goes_on {
+                    entry.settle(0);
+                    entry.settle(1);
+                }
                 self.keep(entry, slot, application(dns));
             }
             (None, false) => {
-                entry.settle(side);
+                if !goes_on {
+                    entry.settle(side);
+                }
                 self.keep(entry, slot, application(dns));
                 if let Some(known) = self.known.get_mut(&slot) {
                     known.asked = Some(Asked { id, micros });
@@ -324,8 +366,10 @@ impl Identifier {
                     return;
                 };
                 known.asked = None;
-                entry.settle(0);
-                entry.settle(1);
+                if !goes_on {
+                    entry.settle(0);
+                    entry.settle(1);
+                }
                 let took = micros.saturating_sub(asked.micros);
                 let dns = Dns {
                     latency_micros: u32::try_from(took).ok(),
@@ -333,8 +377,25 @@ impl Identifier {
                 };
                 self.keep(entry, slot, application(dns));
             }
+            (Some(_), false) if goes_on => {}
             (Some(_), false) => entry.settle(side),
         }
+    }
+
+    /// Takes a name that another meter has learnt.
+    pub(crate) fn learn(&mut self, told: &ResolvedName) {
+        self.learner.learn(told);
+    }
+
+    /// Writes into a record by which names its ends were known.
+    #[inline]
+    pub(crate) fn label(&self, record: &mut FlowRecord) {
+        self.learner.label(record);
+    }
+
+    /// Names that were learnt and not yet taken, oldest first.
+    pub(crate) fn resolved_names(&mut self) -> impl Iterator<Item = ResolvedName> {
+        self.learner.resolved()
     }
 
     /// What the other side, or an earlier message, has told.
@@ -469,7 +530,7 @@ impl Identifier {
             opened(front)
         };
         self.stop(at);
-        self.decide(entry, slot, side, verdict, 0);
+        self.decide(entry, slot, side, verdict, Moment::default());
     }
 
     /// No more comes of a connection, or no more is looked at.
@@ -486,12 +547,14 @@ impl Identifier {
         if let Some(known) = self.known.remove(&slot) {
             self.memory -= known.memory;
         }
+        self.learner.forget(slot);
     }
 
     /// Forgets all.
     pub(crate) fn clear(&mut self) {
         self.known.clear();
         self.started.clear();
+        self.learner.clear();
         self.pool.clear();
         self.free.clear();
         self.memory = 0;

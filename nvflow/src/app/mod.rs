@@ -8,6 +8,7 @@ mod dns;
 mod http;
 mod http2;
 mod identifier;
+mod names;
 mod octets;
 mod pieces;
 mod ports;
@@ -21,6 +22,7 @@ mod tls;
 use std::borrow::Cow;
 
 pub(crate) use identifier::{Counts, Identifier};
+pub use names::ResolvedName;
 pub use ports::registered_service;
 
 /// How far a connection's application is looked for.
@@ -34,6 +36,10 @@ pub struct Identify {
     /// Memory for names and the like of all connections in the table. Where it is used up, the protocol is told and no more. Unit:
     /// octets. Default: 32 MiB.
     pub memory: usize,
+    /// Names that are learnt from responses of DNS and put to the records of connections that follow, at most; the oldest give way, and one
+    /// observation point has an eighth of them at most. With 0 none are, and of a connection of DNS no more than the first query and
+    /// response is looked at. Default: 32,768.
+    pub names: usize,
 }
 
 impl Default for Identify {
@@ -41,6 +47,7 @@ impl Default for Identify {
         Self {
             pieces: 4_096,
             memory: 32 << 20,
+            names: 32_768,
         }
     }
 }

@@ -664,6 +664,271 @@ fn the_first_query_of_dns_is_told_with_its_response() {
     );
 }
 
+/// The names that are learnt of a talk, each with an address and its seconds.
+fn learnt(talk: &Talk) -> Vec<(String, String, u64)> {
+    let mut meter = Meter::new(learning(100)).unwrap();
+    let mut records: Vec<FlowRecord> = Vec::new();
+    let Ok(_) = meter.observe(talk.frames.iter().map(lent), &mut records);
+    let learnt = meter.resolved_names().map(|one| {
+        assert!(one.at.as_micros() > 1_000_000 && one.observation_point.is_none());
+        let seconds = one.time_to_live.as_secs();
+        (one.name.to_string(), one.address.to_string(), seconds)
+    });
+    let learnt = learnt.collect();
+    assert_eq!(meter.resolved_names().count(), 0, "taken once");
+    learnt
+}
+
+fn learning(names: usize) -> MeterConfig {
+    MeterConfig {
+        identify: Some(Identify {
+            names,
+            ..Identify::default()
+        }),
+        ..config()
+    }
+}
+
+/// A record of a response.
+fn of(owner: &[u8], kind: u16, seconds: u32, data: &[u8]) -> Vec<u8> {
+    [
+        owner,
+        &words(&[kind, 1]),
+        &seconds.to_be_bytes(),
+        &long(data),
+    ]
+    .concat()
+}
+
+const V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+fn said(names: &[(&str, &str, u64)]) -> Vec<(String, String, u64)> {
+    let said = names.iter();
+    said.map(|(name, address, seconds)| ((*name).into(), (*address).into(), *seconds))
+        .collect()
+}
+
+#[test]
+fn names_are_learnt_from_responses_to_what_was_asked() {
+    let labels: &[&[u8]] = &[b"www", b"Example", b"com"];
+    let asked = |kind| question(labels, kind);
+    let query = |id, kind| dns_message(id, 0x0100, [1, 0, 0, 0], &[&asked(kind)]);
+    // An alias of an alias, by names of their own and by references; the letters' case does not matter, other names do.
+    let cdn = name(&[b"edge", b"cdn", b"example"]);
+    let chain = [
+        of(&[0xc0, 12], 5, 300, &cdn),
+        of(
+            &name(&[b"EDGE", b"cdn", b"example"]),
+            5,
+            20,
+            &[1, b'a', 0xc0, 16],
+        ),
+        of(&name(&[b"a", b"example", b"com"]), 1, 60, &[192, 0, 2, 1]),
+        of(&name(&[b"other", b"example"]), 1, 60, &[192, 0, 2, 66]),
+        of(&name(&[b"a", b"Example", b"com"]), 1, 10, &[192, 0, 2, 2]),
+        of(&name(&[b"a", b"example", b"com"]), 1, 10, &[0, 0, 0, 0]),
+    ];
+    let v4 = |id| dns_message(id, 0x8180, [1, 6, 0, 0], &[&asked(1), &chain.concat()]);
+    let v6 = |id| {
+        let record = of(&[0xc0, 12], 28, 0x8000_0001, &V6);
+        dns_message(id, 0x8180, [1, 1, 0, 0], &[&asked(28), &record])
+    };
+    // As the C library asks: both at once, from one port. And again later, from the same one.
+    let mut talk = Talk::udp(53);
+    talk.says(CLIENT, &query(7, 1))
+        .says(CLIENT, &query(8, 28))
+        .says(SERVER, &v6(8))
+        .says(SERVER, &v4(7))
+        .says(SERVER, &v4(7));
+    let name = "www.Example.com";
+    let both = said(&[
+        (name, "2001:db8::1", 0),
+        (name, "192.0.2.1", 20),
+        (name, "192.0.2.2", 10),
+    ]);
+    assert_eq!(learnt(&talk), both);
+    for id in 20..40 {
+        talk.says(CLIENT, &query(id, 28)).says(SERVER, &v6(id));
+    }
+    assert_eq!(learnt(&talk).len(), 3 + 20);
+    // The record is the one of somebody who does not learn.
+    let without = talk.metered();
+    let (with, stats) = meter(&talk.frames, learning(100));
+    assert_eq!((with, stats.is_balanced()), (vec![without], true));
+
+    let mut over_tcp = Talk::tcp(53);
+    over_tcp
+        .says(CLIENT, &long(&query(7, 28)))
+        .says(SERVER, &long(&v6(7)));
+    assert_eq!(learnt(&over_tcp), said(&[(name, "2001:db8::1", 0)]));
+    // Not asked for; asked for something else; said by who asks; refused; by a group that everybody may answer.
+    let other = dns_message(7, 0x0100, [1, 0, 0, 0], &[&question(&[b"b"], 1)]);
+    let refused = dns_message(7, 0x8183, [1, 6, 0, 0], &[&asked(1), &chain.concat()]);
+    let of_group = |talk: &mut Talk| talk.addresses[SERVER] = Ipv4Addr::new(224, 0, 0, 251);
+    let as_usual = |_: &mut Talk| {};
+    for (first, side, second, port, how) in [
+        (query(6, 1), SERVER, v4(7), 53, as_usual as fn(&mut Talk)),
+        (other, SERVER, v4(7), 53, as_usual),
+        (query(7, 28), SERVER, v4(7), 53, as_usual),
+        (query(7, 1), CLIENT, v4(7), 53, as_usual),
+        (query(7, 1), SERVER, refused, 53, as_usual),
+        (query(7, 1), SERVER, v4(7), 5353, of_group),
+    ] {
+        let mut talk = Talk::udp(port);
+        how(&mut talk);
+        talk.says(CLIENT, &first).says(side, &second);
+        assert_eq!(learnt(&talk), [], "{first:x?} {second:x?}");
+    }
+    // Nobody who did not ask for names gets them.
+    let mut meter = Meter::new(learning(0)).unwrap();
+    let mut records: Vec<FlowRecord> = Vec::new();
+    let Ok(_) = meter.observe(talk.frames.iter().map(lent), &mut records);
+    assert_eq!(meter.resolved_names().count(), 0);
+}
+
+#[test]
+fn connections_are_called_by_the_names_that_were_asked_for() {
+    let asked = question(&[b"www", b"example"], 1);
+    let mut dns = Talk::udp(53);
+    dns.says(CLIENT, &dns_message(7, 0x0100, [1, 0, 0, 0], &[&asked]));
+    let address = of(&[0xc0, 12], 1, 60, &[10, 0, 0, 9]);
+    dns.says(
+        SERVER,
+        &dns_message(7, 0x8180, [1, 1, 0, 0], &[&asked, &address]),
+    );
+    let web = |server: u8, seconds: u64| {
+        let mut talk = Talk::begun(80);
+        talk.addresses[SERVER] = Ipv4Addr::new(10, 0, 0, server);
+        talk.micros += seconds * 1_000_000;
+        talk.segment(CLIENT, SYN, 1, &[]);
+        talk.segment(SERVER, SYN | ACK, 1, &[]);
+        talk.frames
+    };
+    let name = |records: &[FlowRecord], field| -> Vec<Option<String>> {
+        let tcp = records
+            .iter()
+            .filter(|record| record.protocol_identifier == 6);
+        tcp.map(|record| match record.value(field) {
+            Some(Value::Text(name)) => Some(name.to_owned()),
+            _ => None,
+        })
+        .collect()
+    };
+    let wanted = Some("www.example".to_owned());
+    for (frames, expected) in [
+        (web(9, 1), wanted.clone()),
+        // Another address; another time, however long the record takes.
+        (web(8, 1), None),
+        (web(9, 62), None),
+    ] {
+        let (records, _) = meter(&[dns.frames.clone(), frames].concat(), config());
+        assert_eq!(name(&records, Field::DestinationDomain), [expected]);
+        assert_eq!(name(&records, Field::SourceDomain), [None]);
+    }
+    // Before it was asked for it had no name; and a meter that was taught has.
+    let mut later = dns.clone();
+    for frame in &mut later.frames {
+        frame.micros += 5_000_000;
+    }
+    let (records, _) = meter(&[web(9, 1), later.frames].concat(), config());
+    assert_eq!(name(&records, Field::DestinationDomain), [None]);
+    let mut heard = Meter::new(config()).unwrap();
+    let mut taught = Meter::new(config()).unwrap();
+    let mut records: Vec<FlowRecord> = Vec::new();
+    let Ok(_) = heard.observe(dns.frames.iter().map(lent), &mut records);
+    for told in heard.resolved_names() {
+        taught.learn(&told);
+    }
+    let Ok(_) = taught.observe(web(9, 1).iter().map(lent), &mut records);
+    let Ok(_) = taught.finish(&mut records);
+    assert_eq!(name(&records, Field::DestinationDomain), [wanted]);
+}
+
+#[test]
+fn hostile_responses_teach_nothing_false() {
+    let asked = question(&[b"www", b"example"], 1);
+    let query = dns_message(7, 0x0100, [1, 0, 0, 0], &[&asked]);
+    let teach = |count, records: &[u8]| {
+        let response = dns_message(7, 0x8180, [1, count, 0, 0], &[&asked, records]);
+        let mut talk = Talk::udp(53);
+        learnt(talk.says(CLIENT, &query).says(SERVER, &response))
+    };
+    let address = [192, 0, 2, 1];
+    let good = of(&[0xc0, 12], 1, 60, &address);
+    let one = said(&[("www.example", "192.0.2.1", 60)]);
+    assert_eq!(teach(1, &good), one);
+    assert_eq!(teach(0, &good), []);
+    assert_eq!(teach(4_096, &good), one);
+    // The records begin at 29. References to themselves, forwards, in a circle, behind the end, of a kind that there is not; a label
+    // that is too long; a name that is.
+    let at = 29_u8;
+    let long_name = [&[63; 1][..], &[b'x'; 63]].concat().repeat(4);
+    for owner in [
+        vec![0xc0, at],
+        vec![0xc0, at + 2],
+        vec![0xc0, at + 1, 0xc0, at],
+        vec![0xff, 0xff],
+        vec![0x80, 12],
+        vec![0x40],
+        vec![63],
+        [&long_name[..], &[0]].concat(),
+        [&long_name[..], &[0xc0, 12]].concat(),
+    ] {
+        let bad = of(&owner, 1, 60, &address);
+        assert_eq!(teach(2, &[&bad[..], &good].concat()), [], "{owner:x?}");
+        // What came before it counts.
+        assert_eq!(
+            teach(2, &[&good[..], &bad].concat())[..1],
+            one,
+            "{owner:x?}"
+        );
+    }
+    // Aliases in a circle, and one that is cut off.
+    let circle = [
+        of(&[0xc0, 12], 5, 60, &name(&[b"a"])),
+        of(&name(&[b"a"]), 5, 60, &[0xc0, 12]),
+    ]
+    .concat();
+    assert_eq!(teach(40, &circle.repeat(20)), []);
+    assert_eq!(
+        teach(2, &[&of(&[0xc0, 12], 5, 60, &[5])[..], &good].concat()),
+        []
+    );
+    // Addresses of the wrong length, and data that is longer than the message.
+    for data in [&[1, 2, 3][..], &[0; 5], &[0; 16]] {
+        assert_eq!(
+            teach(2, &[&of(&[0xc0, 12], 1, 60, data)[..], &good].concat()),
+            one
+        );
+    }
+    let beyond = [&[0xc0, 12][..], &words(&[1, 1, 0, 60, 400]), &address].concat();
+    assert_eq!(teach(1, &beyond), []);
+    // However many are told: a few are enough.
+    assert_eq!(teach(100, &good.repeat(100)).len(), 16);
+    // Cut off anywhere: nothing, or what was whole.
+    let whole = [&good[..], &of(&[0xc0, 12], 1, 60, &[192, 0, 2, 2])].concat();
+    for kept in 0..whole.len() {
+        let seen = teach(2, &whole[..kept]);
+        assert_eq!(seen.len(), kept / good.len(), "{kept}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_answered_is_bounded(
+        records in prop::collection::vec(prop_oneof![any::<u8>(), Just(0xc0), Just(12), Just(0), Just(1)], 0..400),
+        count in 0_u16..500,
+    ) {
+        let asked = question(&[b"www", b"example"], 1);
+        let mut talk = Talk::udp(53);
+        talk.says(CLIENT, &dns_message(7, 0x0100, [1, 0, 0, 0], &[&asked]))
+            .says(SERVER, &dns_message(7, 0x8180, [1, count, 0, 0], &[&asked, &records]));
+        let learnt = learnt(&talk);
+        prop_assert!(learnt.len() <= 16);
+        prop_assert!(learnt.iter().all(|(name, ..)| name == "www.example"));
+    }
+}
+
 #[test]
 fn names_of_dns_are_written_as_in_zone_files() {
     let told = |labels: &[&[u8]]| {

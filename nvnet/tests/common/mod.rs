@@ -41,6 +41,8 @@ pub enum Need {
     Tcx,
     /// nft, as another tool's firewall.
     Nft,
+    /// busybox, whose nslookup is a client of DNS that is not ours.
+    Busybox,
 }
 
 impl Need {
@@ -59,6 +61,7 @@ impl Need {
             Self::Kind(kind) => kind,
             Self::Tcx => "tcx",
             Self::Nft => "nft",
+            Self::Busybox => "busybox",
         }
     }
 
@@ -105,6 +108,7 @@ impl Need {
             }
             Self::Nft => tool("nft", &["--version"]),
             Self::Tmux => tool("tmux", &["-V"]),
+            Self::Busybox => tool("busybox", &["true"]),
             Self::Docker => tool("docker", &["version"]).and_then(|()| tool("busybox", &["true"])),
         }
     }

@@ -116,7 +116,7 @@ const MICROSECONDS: u8 = 7;
 const PACKETS: u8 = 3;
 
 /// Our own elements: number, name, type, semantics, unit. What is once here is never changed.
-const OWN: [(u16, &str, Type, u8, u8); 20] = [
+const OWN: [(u16, &str, Type, u8, u8); 22] = [
     (1, "tcpState", Type::Text, 0, 0),
     (
         2,
@@ -155,6 +155,8 @@ const OWN: [(u16, &str, Type, u8, u8); 20] = [
     (18, "vantage", Type::Text, 0, 0),
     (19, "tlsServerName", Type::Text, 0, 0),
     (20, "dnsQueryName", Type::Text, 0, 0),
+    (21, "sourceDomain", Type::Text, 0, 0),
+    (22, "destinationDomain", Type::Text, 0, 0),
 ];
 
 /// The types of IANA's elements, those of [`Field`] and others that may come to it.
