@@ -4,8 +4,8 @@
 use std::io::{self, Read};
 
 use nvcapture::{
-    CaptureFile, CaptureWriter, Error, Frame, FrameMeta, FrameSource, InterfaceDescription,
-    LinkType, Next, PacketType, SourceStats, Timestamp, VlanTag,
+    CaptureFile, CaptureWriter, Error, Frame, FrameBlock, FrameMeta, FrameSource,
+    InterfaceDescription, LinkType, Next, PacketType, SourceStats, Timestamp, VlanTag,
 };
 use proptest::prelude::*;
 
@@ -589,6 +589,54 @@ fn what_a_length_claims_is_not_allocated() {
             "{} octets asked for at once",
             input.most
         );
+    }
+}
+
+/// The buffer grows with the first blocks; then frames are lent out of it, however many there are.
+#[test]
+fn nothing_is_allocated_per_frame() {
+    const FRAMES: u32 = 50_000;
+    let mut pcap = Build::new(false)
+        .u32(0xa1b2_3c4d)
+        .u16(2)
+        .u16(4)
+        .u32(0)
+        .u32(0)
+        .u32(65_535)
+        .u32(1)
+        .octets;
+    let mut writer = CaptureWriter::new(Vec::new(), "test").unwrap();
+    let number = writer
+        .add_interface(&InterfaceDescription::default())
+        .unwrap();
+    for nth in 0..FRAMES {
+        let octets = vec![7; 60 + nth as usize % 200];
+        let length = octets.len() as u32;
+        for word in [nth, nth, length, length] {
+            pcap.extend(word.to_le_bytes());
+        }
+        pcap.extend(&octets);
+        let meta = FrameMeta::ethernet(Timestamp::ZERO, length);
+        writer.write(number, &Frame::new(&octets, meta)).unwrap();
+    }
+    for file in [pcap, writer.finish().unwrap()] {
+        let mut capture = CaptureFile::new(&file[..]);
+        let mut frames = 0;
+        while frames < FRAMES as usize / 2
+            && let Ok(Next::Block(block)) = capture.next_block()
+        {
+            frames += block.frames().count();
+        }
+        let mut blocks = 0;
+        let allocated = allocation_counter::measure(|| {
+            while let Ok(Next::Block(block)) = FrameSource::next_block(&mut capture, None) {
+                blocks += 1;
+                frames += FrameBlock::frames(&block).count();
+            }
+        });
+        assert_eq!(frames, FRAMES as usize);
+        assert!(blocks > 1, "{blocks}");
+        assert_eq!(allocated.count_total, 0);
     }
 }
 

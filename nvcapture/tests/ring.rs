@@ -53,6 +53,7 @@ fn main() -> std::process::ExitCode {
             "a_full_ring_counts_what_it_drops",
             a_full_ring_counts_what_it_drops,
         ),
+        privileged("nothing_is_allocated_per_frame", nothing_is_allocated),
         privileged("fanout_shares_without_loss_or_double", fanout),
         privileged("no_connection_is_on_two_rings", connections),
         privileged(
@@ -379,6 +380,44 @@ fn a_full_ring_counts_what_it_drops() -> Test {
     assert!(stats.freezes > 0);
     assert_eq!(stats.frames, kept.len() as u64);
     assert_eq!(stats.frames + stats.dropped, 4000);
+    Ok(())
+}
+
+/// From block to block, out of the kernel's memory, with the walk through the headers and the totals.
+fn nothing_is_allocated() -> Test {
+    const FRAMES: usize = 10_000;
+    let _pair = Pair::new()?;
+    let config = RingConfig {
+        block_nr: 64,
+        ..small()
+    };
+    let mut ring = Ring::open(&config, "right")?;
+    Sender::new()?.send(FRAMES, 1000)?;
+    let (mut frames, mut blocks, mut failed) = (0, 0, None);
+    let allocated = allocation_counter::measure(|| {
+        while frames < FRAMES {
+            match ring.next_block(Some(Duration::from_secs(20))) {
+                Ok(Next::Block(block)) => {
+                    blocks += 1;
+                    frames += block
+                        .frames()
+                        .filter(|frame| Headers::parse(frame).is_ok())
+                        .count();
+                }
+                Ok(_) => break,
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        failed = failed.take().or(ring.stats().err());
+    });
+    assert!(failed.is_none(), "{failed:?}");
+    assert_eq!(frames, FRAMES);
+    // Several blocks, or it is not seen what each takes.
+    assert!(blocks > 10, "{blocks}");
+    assert_eq!(allocated.count_total, 0);
     Ok(())
 }
 
