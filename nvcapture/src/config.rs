@@ -37,6 +37,12 @@ pub struct RingConfig {
     ///
     /// Spends a processor to save a wake-up. `SO_BUSY_POLL` is not used: packet sockets have no queue to poll.
     pub busy_poll: Duration,
+    /// How long blocks that fill up may gather before they are handed out; zero wakes up for each.
+    ///
+    /// 10 ms by default, and never longer than an eighth of the ring takes to fill at the rate of the last block: being woken up costs more than
+    /// walking through a block does. A block that was handed over before it was full is not waited behind. In 10 ms not even 3 GB a second
+    /// fill the default's 32 MiB; a smaller ring wants less.
+    pub gather: Duration,
     /// Whether frames tell how the packets are cut that they stand for: [`FrameMeta::segment_size`](crate::FrameMeta::segment_size).
     pub segment_sizes: SegmentSizes,
     /// A classic BPF program that says which frames are wanted, run by the kernel before a frame is copied.
@@ -57,6 +63,7 @@ impl Default for RingConfig {
             ignore_outgoing: false,
             fanout: None,
             busy_poll: Duration::ZERO,
+            gather: Duration::from_millis(10),
             segment_sizes: SegmentSizes::Auto,
             filter: None,
         }

@@ -53,6 +53,7 @@ fn main() -> std::process::ExitCode {
             "a_full_ring_counts_what_it_drops",
             a_full_ring_counts_what_it_drops,
         ),
+        privileged("a_full_block_lets_more_gather", gathers),
         privileged("nothing_is_allocated_per_frame", nothing_is_allocated),
         privileged("fanout_shares_without_loss_or_double", fanout),
         privileged("no_connection_is_on_two_rings", connections),
@@ -380,6 +381,62 @@ fn a_full_ring_counts_what_it_drops() -> Test {
     assert!(stats.freezes > 0);
     assert_eq!(stats.frames, kept.len() as u64);
     assert_eq!(stats.frames + stats.dropped, 4000);
+    Ok(())
+}
+
+fn gathers() -> Test {
+    let _pair = Pair::new()?;
+    // No block is handed over but one that is full.
+    let config = RingConfig {
+        retire_blk_tov: Duration::from_secs(60),
+        ..small()
+    };
+    let sender = Sender::new()?;
+    for gather in [Duration::from_nanos(1), Duration::from_secs(3600)] {
+        let mut ring = Ring::open(
+            &RingConfig {
+                gather,
+                ..config.clone()
+            },
+            "right",
+        )?;
+        assert_eq!(ring.gathers(), None);
+        sender.send(400, 1000)?;
+        let Next::Block(block) = ring.next_block(None)? else {
+            return Err("no block".into());
+        };
+        let times: Vec<_> = block.frames().map(|frame| frame.timestamp()).collect();
+        drop(block);
+        // Who may not wait does not gather.
+        assert!(matches!(
+            ring.next_block(Some(Duration::ZERO))?,
+            Next::TimedOut
+        ));
+        // An eighth of eight blocks is one.
+        let took = times[times.len() - 1].as_nanos() - times[0].as_nanos();
+        assert_eq!(ring.gathers(), Some(gather.min(Duration::from_nanos(took))));
+        assert_eq!(ring.gathers(), None, "told once");
+        // It has waited behind this one, and ends in time.
+        sender.send(400, 1000)?;
+        assert!(matches!(ring.next_block(None)?, Next::Block(_)));
+        while let Next::Block(_) = ring.next_block(Some(Duration::from_millis(3)))? {}
+        assert_eq!(ring.gathers(), None, "slept for already");
+    }
+    for (gather, retire_blk_tov, payload) in [
+        (Duration::ZERO, Duration::from_secs(60), 1000),
+        // Time was out: nothing is there to be waited for.
+        (Duration::from_secs(3600), Duration::from_millis(10), 1),
+    ] {
+        let config = RingConfig {
+            gather,
+            retire_blk_tov,
+            ..config.clone()
+        };
+        let mut ring = Ring::open(&config, "right")?;
+        sender.send(400, payload)?;
+        assert!(matches!(ring.next_block(None)?, Next::Block(_)));
+        assert_eq!(ring.gathers(), None);
+    }
     Ok(())
 }
 

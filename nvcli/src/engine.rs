@@ -553,25 +553,26 @@ impl<R: Receiver> Worker<R> {
     }
 
     /// Waits for frames or for somebody who wants something; tells whether it may have been the latter.
-    fn sleep(&self, due: Instant) -> bool {
+    fn sleep(&mut self, due: Instant) -> bool {
         let left = due.saturating_duration_since(Instant::now());
-        // Rounded up, so that a wait does not end early and spin through its last millisecond.
-        let ms = left.as_nanos().div_ceil(1_000_000).min(1_000);
-        let timeout = u16::try_from(ms).map_or(PollTimeout::ZERO, PollTimeout::from);
         let wake = PollFd::new(self.wake.as_fd(), PollFlags::POLLIN);
-        let woken = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
         // Whatever poll says against it, the next block is asked for again.
-        match &self.ring {
-            Some(ring) => {
-                let mut fds = [wake, PollFd::new(ring.as_fd(), PollFlags::POLLIN)];
-                let _ = poll(&mut fds, timeout);
-                woken(&fds[0])
-            }
-            None => {
-                let mut fds = [wake];
-                let _ = poll(&mut fds, timeout);
-                woken(&fds[0])
-            }
+        let wait = |fds: &mut [PollFd<'_>], wait: Duration| {
+            // Rounded up, so that a wait does not end early and spin through its last millisecond.
+            let ms = wait.as_nanos().div_ceil(1_000_000).min(1_000);
+            let timeout = u16::try_from(ms).map_or(PollTimeout::ZERO, PollTimeout::from);
+            let _ = poll(fds, timeout);
+            fds[0].any().unwrap_or(true)
+        };
+        match &mut self.ring {
+            Some(ring) => match ring.gathers() {
+                Some(gather) => wait(&mut [wake], left.min(gather)),
+                None => wait(
+                    &mut [wake, PollFd::new(ring.as_fd(), PollFlags::POLLIN)],
+                    left,
+                ),
+            },
+            None => wait(&mut [wake], left),
         }
     }
 

@@ -11,8 +11,15 @@ pub(crate) const NUM_PKTS: usize = 12;
 /// Where `offset_to_first_pkt` lies in a block.
 pub(crate) const OFFSET_TO_FIRST_PKT: usize = 16;
 
+/// Where `ts_last_pkt` lies in a block: seconds and nanoseconds. (`ts_first_pkt` is when the block was begun, which may be long before.)
+pub(crate) const TS_LAST_PKT: usize = 40;
+/// In `block_status`: the block's time was out before it was full.
+pub(crate) const TP_STATUS_BLK_TMO: u32 = 1 << 5;
+
 /// Octets of `struct tpacket3_hdr` at the head of a frame.
 pub(crate) const FRAME_HDR_LEN: usize = 48;
+/// Where its `tp_sec` lies, with `tp_nsec` behind it.
+pub(crate) const FRAME_TIME: usize = 4;
 /// Octets of `struct sockaddr_ll` behind it.
 pub(crate) const SOCKADDR_LEN: usize = 20;
 /// Octets from the head of a frame to the first octet that may be the frame's own.
@@ -49,14 +56,18 @@ const _: () = assert!(
         + offset_of!(libc::tpacket_hdr_v1, offset_to_first_pkt)
         == OFFSET_TO_FIRST_PKT
 );
+const _: () = assert!(
+    offset_of!(libc::tpacket_block_desc, hdr) + offset_of!(libc::tpacket_hdr_v1, ts_last_pkt)
+        == TS_LAST_PKT
+);
 const _: () = assert!(size_of::<libc::tpacket3_hdr>() == FRAME_HDR_LEN);
 // The kernel puts the address at TPACKET_ALIGN(sizeof(struct tpacket3_hdr)), which adds nothing to 48.
 const _: () = assert!(FRAME_HDR_LEN.is_multiple_of(libc::TPACKET_ALIGNMENT));
 const _: () = assert!(size_of::<libc::sockaddr_ll>() == SOCKADDR_LEN);
 const _: () = assert!(FRAME_HDR_LEN + offset_of!(libc::sockaddr_ll, sll_pkttype) == PKTTYPE);
 const _: () = assert!(offset_of!(libc::tpacket3_hdr, tp_next_offset) == 0);
-const _: () = assert!(offset_of!(libc::tpacket3_hdr, tp_sec) == 4);
-const _: () = assert!(offset_of!(libc::tpacket3_hdr, tp_nsec) == 8);
+const _: () = assert!(offset_of!(libc::tpacket3_hdr, tp_sec) == FRAME_TIME);
+const _: () = assert!(offset_of!(libc::tpacket3_hdr, tp_nsec) == FRAME_TIME + 4);
 const _: () = assert!(offset_of!(libc::tpacket3_hdr, tp_snaplen) == 12);
 const _: () = assert!(offset_of!(libc::tpacket3_hdr, tp_len) == 16);
 const _: () = assert!(offset_of!(libc::tpacket3_hdr, tp_status) == 20);

@@ -5,10 +5,14 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::abi::{BLOCK_DESC_LEN, BLOCK_STATUS, NUM_PKTS, OFFSET_TO_FIRST_PKT};
+use super::abi::{
+    BLOCK_DESC_LEN, BLOCK_STATUS, FRAME_TIME, NUM_PKTS, OFFSET_TO_FIRST_PKT, TP_STATUS_BLK_TMO,
+    TS_LAST_PKT,
+};
 
 /// The blocks of a packet socket's ring, mapped.
 #[derive(Debug)]
@@ -57,6 +61,7 @@ impl Mapping {
         (status & libc::TP_STATUS_USER != 0).then_some(Lent {
             mapping: self,
             block,
+            is_full: status & TP_STATUS_BLK_TMO == 0,
         })
     }
 
@@ -96,6 +101,7 @@ pub(crate) struct Lent<'m> {
     // Shared, but made from `&mut Mapping`: there is one loan at a time, so none sees another one's block go back.
     mapping: &'m Mapping,
     block: usize,
+    is_full: bool,
 }
 
 impl Lent<'_> {
@@ -129,9 +135,17 @@ impl Lent<'_> {
         self.word(OFFSET_TO_FIRST_PKT)
     }
 
+    /// How long the block took to fill, from its first frame's time to its last one's; `None` when it was handed over before it was full.
+    pub(crate) fn filled_in(&self) -> Option<Duration> {
+        let time = |at| Duration::new(self.word(at).into(), self.word(at + 4));
+        let first = self.offset_to_first_pkt() as usize + FRAME_TIME;
+        self.is_full
+            .then(|| time(TS_LAST_PKT).saturating_sub(time(first)))
+    }
+
     fn word(&self, at: usize) -> u32 {
-        self.octets()[at - Self::BASE..]
-            .first_chunk()
+        at.checked_sub(Self::BASE)
+            .and_then(|at| self.octets().get(at..)?.first_chunk())
             .map_or(0, |word| u32::from_ne_bytes(*word))
     }
 }
