@@ -4,7 +4,7 @@
 //! the same time tells the two apart.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nvcapture::{Frame, SourceStats, Timestamp};
 use nvflow::MeterStats;
@@ -37,6 +37,52 @@ impl Seen {
         }
         self.partial += other.partial;
         self.last = self.last.max(other.last);
+    }
+}
+
+/// What had been seen of every interface some while ago: who was seen then may have become invisible since.
+#[derive(Debug)]
+pub(crate) struct Earlier {
+    /// Of two looks, the older one first; what came since that one is judged.
+    at: [Instant; 2],
+    seen: [Vec<Seen>; 2],
+}
+
+impl Earlier {
+    /// Between two looks; twice as long ago is forgotten.
+    const SPAN: Duration = Duration::from_secs(10);
+
+    pub(crate) const fn new(now: Instant) -> Self {
+        Self {
+            at: [now; 2],
+            seen: [Vec::new(), Vec::new()],
+        }
+    }
+
+    /// Looks at what is seen now, if it is time to.
+    pub(crate) fn go_on(&mut self, now: Instant, all: &[Seen]) {
+        if now.saturating_duration_since(self.at[1]) < Self::SPAN {
+            return;
+        }
+        self.at = [self.at[1], now];
+        self.seen.swap(0, 1);
+        self.seen[1].clear();
+        self.seen[1].extend_from_slice(all);
+    }
+
+    /// What came of an interface since the older look, and how long ago that was.
+    pub(crate) fn since(&self, id: u16, seen: &Seen, now: Instant) -> (Seen, Duration) {
+        let before = self.seen[0].get(usize::from(id)).copied();
+        let before = before.unwrap_or_default();
+        let less = |now: u64, before: u64| now.saturating_sub(before);
+        let each = |now: [u64; 2], before: [u64; 2]| [0, 1].map(|way| less(now[way], before[way]));
+        let since = Seen {
+            frames: each(seen.frames, before.frames),
+            octets: each(seen.octets, before.octets),
+            partial: less(seen.partial, before.partial),
+            last: seen.last,
+        };
+        (since, now.saturating_duration_since(self.at[0]))
     }
 }
 
@@ -159,7 +205,7 @@ impl Finding {
 }
 
 /// Frames that may be counted and not yet seen, or the other way round.
-const UNDERWAY: u64 = 5;
+pub(crate) const UNDERWAY: u64 = 5;
 /// Frames in one direction from which on none in the other is worth a word.
 const ONE_SIDED: u64 = 10;
 
@@ -397,6 +443,26 @@ mod tests {
             told[0].what
         );
         assert!(told.iter().all(|finding| finding.remedy.is_some()));
+    }
+
+    #[test]
+    fn who_has_become_invisible_is_told_from_who_is_seen() {
+        let began = Instant::now();
+        let mut earlier = Earlier::new(began);
+        let mut now = [seen(0, 0), seen(0, 0)];
+        for second in 1..=45 {
+            let at = began + Duration::from_secs(second);
+            // The second one is seen for five seconds.
+            now[0].frames[0] += 3;
+            now[1].frames[1] += u64::from(second <= 5);
+            earlier.go_on(at, &now);
+            let (first, time) = earlier.since(0, &now[0], at);
+            assert!(first.frames[0] >= 3 * second.min(10) && first.frames[0] <= 3 * 20);
+            assert!(time.as_secs() >= second.min(10) && time.as_secs() <= 20);
+            let (second_one, _) = earlier.since(1, &now[1], at);
+            assert_eq!(second_one.total() > 0, second < 20, "{second}");
+            assert_eq!(earlier.since(9, &Seen::default(), at).0, Seen::default());
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub(crate) struct Attached {
     pub(crate) interface: Arc<str>,
     pub(crate) mode: &'static str,
     pub(crate) damage: Option<String>,
-    /// Frames that its own interface counted since it was first asked: `[out, into]`.
+    /// Frames that its own interface counted from when it was first doubted to a moment ago: `[out, into]`.
     pub(crate) counted: Option<[u64; 2]>,
 }
 
@@ -63,14 +63,14 @@ pub(crate) fn keep(
     to: &mpsc::SyncSender<Roster>,
     ended: &mpsc::Receiver<()>,
 ) {
-    let mut first: HashMap<u16, [u64; 2]> = HashMap::new();
+    let mut readings = HashMap::new();
     loop {
         let began = Instant::now();
         // What was known stays good enough until the kernel answers again.
         if let Err(error) = names.refresh() {
             tracing::warn!("cannot read what is attached: {error}");
         }
-        let roster = read(&names, &doubts.get(), &mut first);
+        let roster = read(&names, &doubts.get(), &mut readings);
         if let Err(mpsc::TrySendError::Disconnected(_)) = to.try_send(roster) {
             return;
         }
@@ -82,13 +82,26 @@ pub(crate) fn keep(
     }
 }
 
-/// The roster as `names` has it, with the counters of `doubtful` ids since they were `first` read.
-pub(crate) fn read(names: &Names, doubtful: &[u16], first: &mut HashMap<u16, [u64; 2]>) -> Roster {
+/// An interface's own counters, as they were first read since it is doubted, and last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    first: [u64; 2],
+    last: [u64; 2],
+}
+
+/// The roster as `names` has it, with the counters of `doubtful` ids.
+pub(crate) fn read(
+    names: &Names,
+    doubtful: &[u16],
+    readings: &mut HashMap<u16, Reading>,
+) -> Roster {
     let host = names.host();
+    // Who was seen meanwhile begins anew with the next doubt.
+    readings.retain(|id, _| doubtful.contains(id));
     let attached = names
         .attached()
         .iter()
-        .map(|attachment| attached(host, attachment, doubtful, first))
+        .map(|attachment| attached(host, attachment, doubtful, readings))
         .collect();
     Roster {
         attached,
@@ -102,16 +115,19 @@ fn attached(
     host: &Netns,
     attachment: &Attachment,
     doubtful: &[u16],
-    first: &mut HashMap<u16, [u64; 2]>,
+    readings: &mut HashMap<u16, Reading>,
 ) -> Attached {
     let id = attachment.id.number();
     let counted = if doubtful.contains(&id) {
         health::counted(host, attachment).map(|now| {
-            let base = *first.entry(id).or_insert(now);
-            [
-                now[0].saturating_sub(base[0]),
-                now[1].saturating_sub(base[1]),
-            ]
+            let new = Reading {
+                first: now,
+                last: now,
+            };
+            let reading = readings.entry(id).or_insert(new);
+            // What was counted up to the last reading: what was counted since may still be on its way to us.
+            let last = std::mem::replace(&mut reading.last, now);
+            [0, 1].map(|way: usize| last[way].saturating_sub(reading.first[way]))
         })
     } else {
         None

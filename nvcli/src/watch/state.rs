@@ -1,5 +1,6 @@
 //! What the view is at, and what each key makes of it. Nothing here knows a terminal.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use nvcapture::Timestamp;
@@ -10,10 +11,10 @@ use ratatui::crossterm::event::{
 
 use super::fuzzy::Pattern;
 use super::model::{Choice, GroupKey, Grouping, Model, Order, Symbol, Track};
-use super::roster::Roster;
+use super::roster::{Attached, Roster};
 use super::snapshot::{Row, Snapshot};
 use super::theme::Theme;
-use crate::health::{self, Finding, Seen, Verdict, Whose};
+use crate::health::{self, Earlier, Finding, Seen, UNDERWAY, Verdict, Whose};
 
 /// How long an interface may be silent before that is worth a word.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -62,6 +63,17 @@ pub(crate) struct Options {
     pub(crate) expression: Option<String>,
 }
 
+/// Whether an interface's frames are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sight {
+    Damaged,
+    /// Its own counters say that there were some.
+    Blind,
+    Silent,
+    OneWay,
+    Good,
+}
+
 /// The view.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -97,15 +109,19 @@ pub(crate) struct State {
     pub(crate) opened: Option<Opened>,
     /// What is to be said of what is seen and lost, the worst first.
     pub(crate) findings: Vec<Finding>,
+    sights: HashMap<u16, Sight>,
+    earlier: Earlier,
     stale: bool,
 }
 
 impl State {
     pub(crate) fn new(options: Options, roster: Roster, theme: Theme) -> Self {
+        let began = Instant::now();
         Self {
             model: Model::new(roster),
             theme,
-            began: Instant::now(),
+            began,
+            earlier: Earlier::new(began),
             page: Page::Connections,
             order: options.order,
             reverse: false,
@@ -127,6 +143,7 @@ impl State {
             top: 0,
             opened: None,
             findings: Vec::new(),
+            sights: HashMap::new(),
             stale: true,
             options,
         }
@@ -139,6 +156,8 @@ impl State {
         }
         self.stale = true;
         let before = self.model.take(next);
+        let snapshot = &self.model.snapshot;
+        self.earlier.go_on(snapshot.taken, &snapshot.seen);
         self.judge();
         before
     }
@@ -157,12 +176,20 @@ impl State {
             if let Some(damage) = &attached.damage {
                 findings.push(Finding::damaged(whose, damage));
             } else if self.options.expression.is_none() && time >= PATIENCE {
-                findings.extend(health::of_frames(whose, &seen, attached.counted, time));
+                // What fails now is told whatever was seen before; who has nobody to talk to for a while is well.
+                let (since, lately) = self.lately(attached.id);
+                let fails = health::of_frames(whose, &since, attached.counted, lately)
+                    .filter(|finding| finding.verdict == Verdict::Fail);
+                findings.extend(
+                    fails.or_else(|| health::of_frames(whose, &seen, attached.counted, time)),
+                );
             }
         }
         findings.extend(health::of_checksums(&snapshot.seen));
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.verdict));
-        self.findings = findings;
+        let all = &self.model.roster.attached;
+        let sights = all.iter().map(|one| (one.id, self.look_at(one))).collect();
+        (self.findings, self.sights) = (findings, sights);
     }
 
     /// The frames of an interface.
@@ -171,12 +198,43 @@ impl State {
         seen.copied().unwrap_or_default()
     }
 
+    /// The frames of an interface that came in the last ten to twenty seconds, and in how many.
+    fn lately(&self, id: u16) -> (Seen, Duration) {
+        let taken = self.model.snapshot.taken;
+        self.earlier.since(id, &self.seen(id), taken)
+    }
+
+    /// How it was with an interface when the last snapshot was taken: its own counters may be newer than that.
+    pub(crate) fn sight(&self, id: u16) -> Sight {
+        self.sights.get(&id).copied().unwrap_or(Sight::Silent)
+    }
+
+    fn look_at(&self, of: &Attached) -> Sight {
+        let (seen, since) = (self.seen(of.id), self.lately(of.id).0);
+        let missed = |way: usize| of.counted.is_some_and(|counted| counted[way] > UNDERWAY);
+        let unseen = |seen: Seen, way: usize| seen.frames[way] == 0;
+        if of.damage.is_some() {
+            Sight::Damaged
+        } else if since.total() == 0 && (missed(0) || missed(1)) {
+            Sight::Blind
+        } else if seen.total() == 0 {
+            Sight::Silent
+        } else if [0, 1]
+            .iter()
+            .any(|&way| unseen(seen, way) || unseen(since, way) && missed(way))
+        {
+            Sight::OneWay
+        } else {
+            Sight::Good
+        }
+    }
+
     /// Interfaces whose own counters should be asked, since they alone tell whether silence is silence.
     pub(crate) fn doubtful(&self) -> impl Iterator<Item = u16> + '_ {
         let attached = self.model.roster.attached.iter();
         attached
             .map(|attached| attached.id)
-            .filter(|id| self.seen(*id).frames.contains(&0))
+            .filter(|id| self.lately(*id).0.frames.contains(&0))
     }
 
     /// How many findings need somebody's attention.

@@ -19,7 +19,7 @@ use unicode_width::UnicodeWidthStr as _;
 use super::model::{Grouping, Order};
 use super::roster::{Attached, Roster};
 use super::snapshot::{Row, Snapshot};
-use super::state::{Action, Options, Page, State};
+use super::state::{Action, Options, Page, Sight, State};
 use super::theme::Theme;
 use super::view::draw;
 use crate::health::Seen;
@@ -737,6 +737,31 @@ fn the_health_page_says_it_in_words() {
     let screen = watch.screen(100, 40);
     assert!(
         !screen.contains("mail-1") && screen.contains("'port 80'"),
+        "{screen}"
+    );
+}
+
+#[test]
+fn who_is_not_seen_any_more_is_told_when_its_interface_counts() {
+    let mut watch = Watch::new(&["web-1", "db-1"]);
+    watch.shows(&some());
+    let counts = |watch: &mut Watch| {
+        watch.state.model.roster.attached[0].counted = Some([40, 2]);
+        watch.shows(&some());
+        watch.state.sight(1)
+    };
+    // The frames of a snapshot in this test are always the same ones: none came after the first.
+    assert_eq!(counts(&mut watch), Sight::Good, "it was seen just now");
+    for _ in 0..20 {
+        watch.shows(&some());
+    }
+    assert_eq!(counts(&mut watch), Sight::Blind);
+    assert_eq!(watch.state.sight(2), Sight::Good, "silent for a while");
+    assert_eq!(watch.state.problems(), 1);
+    watch.key(KeyCode::Char('3'));
+    let screen = watch.screen(120, 40);
+    assert!(
+        screen.contains("fail  web-1 eth0: attached, but no frame of it was seen, while its interface counted 42"),
         "{screen}"
     );
 }

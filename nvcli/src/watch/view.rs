@@ -16,7 +16,7 @@ use super::model::{
     Group, GroupKey, Grouping, History, Order, PAST, Party, Track, application, asked_for,
 };
 use super::roster::Attached;
-use super::state::{Page, State};
+use super::state::{Page, Sight, State};
 use super::theme::Theme;
 use crate::escape;
 use crate::health::Verdict;
@@ -804,20 +804,13 @@ fn container_cell(state: &State, one: &Attached, cell: Cell, out: &mut Out<'_>) 
             out.text(&age(model.snapshot.now.saturating_since(seen.last)));
         }
         Cell::Last => out.styled("never", theme.warn()),
-        Cell::Health => {
-            if one.damage.is_some() {
-                out.styled("damaged", theme.bad());
-            } else if seen.total() == 0 {
-                match one.counted {
-                    Some([from, to]) if from + to > 5 => out.styled("blind", theme.bad()),
-                    _ => out.styled("silent", theme.dim()),
-                }
-            } else if seen.frames.contains(&0) {
-                out.styled("one-way", theme.warn());
-            } else {
-                out.styled("ok", theme.good());
-            }
-        }
+        Cell::Health => match state.sight(one.id) {
+            Sight::Damaged => out.styled("damaged", theme.bad()),
+            Sight::Blind => out.styled("blind", theme.bad()),
+            Sight::Silent => out.styled("silent", theme.dim()),
+            Sight::OneWay => out.styled("one-way", theme.warn()),
+            Sight::Good => out.styled("ok", theme.good()),
+        },
         _ => {}
     }
 }

@@ -60,6 +60,16 @@ pub(crate) fn who_is_not_seen_is_told() -> Result<(), Failed> {
     // The other one is well.
     ensure(!text.contains("client-1 eth0"), text)?;
 
+    // Who was seen before is missed, too.
+    let other = &stage.attached[1].port;
+    sh_in(&stage.lab.host, &format!("tc qdisc del dev {other} clsact"))?;
+    screen.shows("client-1 eth0: attached, but no frame of it was seen")?;
+    screen.keys("2")?;
+    screen.once("blind", |text| text.matches(" blind").count() == 2)?;
+    screen.keys("3")?;
+    stage.nvcli(&["detach", "client-1"])?;
+    attach(&stage.lab, 1, "client-1")?;
+
     // What is told to be done mends it. The name in it is one of an engine's containers, which these are not.
     stage.nvcli(&["detach", "web-1"])?;
     attach(&stage.lab, 0, "web-1")?;
@@ -164,7 +174,7 @@ pub(crate) fn what_is_dropped_is_told() -> Result<(), Failed> {
 
     // doctor listens for a second only, and stands still for a part of it.
     let mut command = Stage::command(&["doctor", "--output", "json"]);
-    command.stdout(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
     let doctor: Child = stage.lab.host.run(|| command.spawn()).map_err(chain)??;
     until("doctor listens", || has_ring(&stage.lab.host))?;
     flood(&stage, &doctor.id().to_string())?;

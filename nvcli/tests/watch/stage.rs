@@ -16,7 +16,7 @@ use crate::common::chain;
 
 pub(crate) const NVCLI: &str = env!("CARGO_BIN_EXE_nvcli");
 /// So long something may take to be seen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a thread without traffic looks whether it is over.
 const BREATH: Duration = Duration::from_millis(100);
 
