@@ -778,9 +778,60 @@ impl Done {
 /// What an interface was before it was touched.
 struct Before {
     identity: Identity,
-    settings: sysctl::Settings,
+    settings: Settings,
     /// Looked at on the way there only.
     surroundings: Option<Surroundings>,
+}
+
+/// The sysctls of an interface, as far as they are given to the one that takes its place.
+struct Settings {
+    /// Of IPv4 and IPv6, as its link tells them ([`Link::settings`]): there are a hundred of them, and to read each from its
+    /// file takes as long as the exchange itself.
+    of_addresses: Vec<u8>,
+    of_neighbours: sysctl::Settings,
+}
+
+impl Settings {
+    fn read(netns: &Netns, link: &Link) -> Result<Self, Error> {
+        Ok(Self {
+            of_addresses: link.settings.clone(),
+            of_neighbours: sysctl::read(netns, &link.name, &sysctl::OF_NEIGHBOURS)?,
+        })
+    }
+
+    /// In what `holder` differs; `other` has been given the same.
+    fn differences(
+        &self,
+        target: &mut RouteSocket,
+        holder: u32,
+        other: u32,
+    ) -> Result<Vec<String>, Error> {
+        let netns = target.netns().clone();
+        let Some(holder) = link::by_index(target, holder)? else {
+            return Ok(vec!["without the interface".into()]);
+        };
+        let mut was = self.of_neighbours.clone();
+        let mut is = sysctl::read(&netns, &holder.name, &sysctl::OF_NEIGHBOURS)?;
+        if holder.settings != self.of_addresses {
+            let Some(other) = link::by_index(target, other)? else {
+                return Ok(vec!["with other sysctls".into()]);
+            };
+            was.extend(sysctl::read(&netns, &other.name, &sysctl::OF_ADDRESSES)?);
+            is.extend(sysctl::read(&netns, &holder.name, &sysctl::OF_ADDRESSES)?);
+        }
+        let [was, is] = [was, is].map(|s| sysctl::describe(&s).collect::<BTreeSet<_>>());
+        let missing = was.difference(&is);
+        Ok(missing.map(|line| format!("without {line}")).collect())
+    }
+}
+
+/// The trees of sysctls in which two links may differ.
+fn unequal(one: &Link, other: &Link) -> &'static [usize] {
+    if one.settings == other.settings {
+        &sysctl::OF_NEIGHBOURS
+    } else {
+        &sysctl::ALL
+    }
 }
 
 /// All in a namespace that an exchange of two of its links must leave alone.
@@ -842,7 +893,7 @@ struct Transaction<'s> {
     features: Features,
     /// The container ends of the pairs made.
     new_links: BTreeMap<AttachmentId, Link>,
-    /// The sysctls that the interface in work had, and the new one was given.
+    /// The sysctls for neighbours that the interface in work had, and the new one was given.
     settings: Option<sysctl::Settings>,
     done: Vec<Done>,
     measured: Vec<(AttachmentId, Blackout)>,
@@ -954,8 +1005,8 @@ impl Transaction<'_> {
         let new = self.new_link(interface)?.clone();
         let name = &new.name;
         let netns = self.target.netns().clone();
-        let settings = sysctl::read(&netns, &link.name)?;
-        sysctl::write(&netns, name, &settings)?;
+        let mut settings = sysctl::copy(&netns, &link.name, name, unequal(link, &new))?;
+        settings.retain(|(tree, _), _| sysctl::OF_NEIGHBOURS.contains(tree));
         self.settings = Some(settings);
         let program = bpf::load(c"nv_leaves", &bpf::not_from(link.index))?;
         let leaves = Filter {
@@ -1008,7 +1059,7 @@ impl Transaction<'_> {
     fn tap(&mut self, interface: &Interface) -> Result<(), Error> {
         let new = self.new_link(interface)?.clone();
         let netns = self.target.netns().clone();
-        sysctl::write(&netns, &new.name, &sysctl::silent())?;
+        sysctl::silence(&netns, &new.name)?;
         self.target.send(link::up(new.index, &new.name))
     }
 
@@ -1028,12 +1079,13 @@ impl Transaction<'_> {
         // It works while the rest is read.
         let prober = self.prober(end, &addresses, interface.mac);
         let links = link::all(self.target)?;
-        let unchanged = links
-            .iter()
-            .any(|now| now.index == link.index && now.settings == link.settings);
-        let settings = match settings.filter(|_| unchanged) {
-            Some(settings) => settings,
-            None => sysctl::read(&netns, &link.name)?,
+        let now = links.iter().find(|now| now.index == link.index);
+        let settings = match settings {
+            Some(of_neighbours) => Settings {
+                of_addresses: now.unwrap_or(link).settings.clone(),
+                of_neighbours,
+            },
+            None => Settings::read(&netns, now.unwrap_or(link))?,
         };
         // Last, so that it is as new as can be.
         let everything = Everything::read(self.target)?;
@@ -1435,7 +1487,6 @@ fn compare(
         identity = everything.of(&[holder]);
     }
     let present = identity.describe(&both);
-    let settings = sysctl::read(target.netns(), name)?;
     let mut differences: Vec<String> = wanted
         .difference(&present)
         .map(|line| format!("without {}", without_octets(line)))
@@ -1447,11 +1498,8 @@ fn compare(
         .map(|line| without_octets(line))
         .filter(|line| !brought.contains(line));
     differences.extend(added.map(|line| format!("with {line}")));
-    let (was, is): (BTreeSet<_>, BTreeSet<_>) = (
-        sysctl::describe(&before.settings).collect(),
-        sysctl::describe(&settings).collect(),
-    );
-    differences.extend(was.difference(&is).map(|l| format!("without {l}")));
+    let other = if holder == new { original } else { new };
+    differences.extend(before.settings.differences(target, holder, other)?);
     if differences.is_empty() {
         return Ok(everything);
     }
@@ -1645,13 +1693,18 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error
     let holder = if in_place { new.index } else { original.index };
     let identity = Identity::read(target, &[original.index, new.index])?.of_holder(holder);
     let before = Before {
-        settings: sysctl::read(target.netns(), &new.name)?,
+        settings: Settings::read(target.netns(), &new)?,
         identity,
         surroundings: None,
     };
     switch.back(target, &before.identity)?;
     // What was set while attached was set on the new link, and stays.
-    sysctl::write(target.netns(), &switch.name, &before.settings)?;
+    sysctl::copy(
+        target.netns(),
+        &attachment.id.tmp(),
+        &switch.name,
+        unequal(&original, &new),
+    )?;
     let mtu = (original.mtu != new.mtu && in_place)
         .then(|| link::mtu(original.index, &switch.name, new.mtu));
     target.batch(mtu.as_slice())?;
@@ -1828,7 +1881,7 @@ fn restore(
     target.batch(&kept.identity.restore(link.index))?;
     let before = Before {
         identity: kept.identity.clone(),
-        settings: sysctl::read(target.netns(), name)?,
+        settings: Settings::read(target.netns(), link)?,
         surroundings: None,
     };
     tracing::debug!(id = %record.id, "restored");

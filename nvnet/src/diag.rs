@@ -32,7 +32,7 @@ pub(crate) fn bound(netns: &Netns) -> Result<BTreeMap<u32, usize>, Error> {
         netns: netns.label().into(),
         source,
     };
-    let socket = netns.run(|| Socket::new(NETLINK_SOCK_DIAG))?;
+    let socket = netns.within(|| Socket::new(NETLINK_SOCK_DIAG))?;
     let mut socket = socket.map_err(failed)?;
     socket.bind_auto().map_err(failed)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(10, 0))

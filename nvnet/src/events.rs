@@ -70,7 +70,7 @@ impl LinkEvents {
             source,
         };
         let socket = host
-            .run(|| -> io::Result<Socket> {
+            .within(|| -> io::Result<Socket> {
                 let mut socket = Socket::new(NETLINK_ROUTE)?;
                 setsockopt(&socket, sockopt::RcvBufForce, &WAITING)
                     .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &WAITING))?;

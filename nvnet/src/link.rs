@@ -50,6 +50,10 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 /// `IPV4_DEVCONF_RP_FILTER`.
 const DEVCONF_RP_FILTER: u16 = 8;
+/// Places in those arrays of what is not given to the interface that takes another one's: IPv4's `mc_forwarding`; `mtu`,
+/// `mc_forwarding` and `addr_gen_mode` of IPv6.
+const NOT_COMPARED_4: [usize; 1] = [1];
+const NOT_COMPARED_6: [usize; 3] = [2, 25, 47];
 /// `IN6_ADDR_GEN_MODE_NONE`: the kernel makes no link-local address by itself.
 pub(crate) const ADDR_GEN_MODE_NONE: u8 = 1;
 /// `IPVLAN_MODE_L3S`.
@@ -113,11 +117,22 @@ pub struct Link {
     pub stats: LinkStats,
     /// Its own sysctl `rp_filter`; 0 without IPv4.
     pub(crate) rp_filter: u32,
-    /// Its IPv4 and IPv6 sysctls as the kernel's octets; to be compared alone.
+    /// Its IPv4 and IPv6 sysctls as the kernel's octets, but for some; to be compared alone.
     pub(crate) settings: Vec<u8>,
     /// An ipvlan in mode l3s: what it receives passes no rule of its own.
     pub(crate) is_l3s: bool,
     kind_of_header: u16,
+}
+
+/// An array of words, with zeros at these places.
+fn masked(words: &[u8], places: &[usize]) -> Vec<u8> {
+    let mut words = words.to_vec();
+    for place in places {
+        if let Some(word) = words.get_mut(4 * place..4 * place + 4) {
+            word.fill(0);
+        }
+    }
+    words
 }
 
 impl Link {
@@ -196,7 +211,11 @@ impl Link {
             addr_gen_mode: attr::find(inet6, ifla::INET6_ADDR_GEN_MODE)
                 .and_then(|v| v.first().copied()),
             rp_filter: rp_filter.and_then(attr::u32_of).unwrap_or_default(),
-            settings: [settings4, settings6].concat(),
+            settings: [
+                masked(settings4, &NOT_COMPARED_4),
+                masked(settings6, &NOT_COMPARED_6),
+            ]
+            .concat(),
             has_xdp: xdp.is_some_and(|v| v.first().is_some_and(|&mode| mode != 0)),
             stats: LinkStats {
                 rx_packets: counter(0),

@@ -152,6 +152,28 @@ impl Netns {
         self.id
     }
 
+    /// Moves the calling thread inside, for good: for threads that work on containers, one after the other, and then end.
+    pub(crate) fn stay(&self) -> Result<(), Error> {
+        // Where one is already one may stay without a privilege.
+        if self.is_current() {
+            return Ok(());
+        }
+        setns(&*self.file, CloneFlags::CLONE_NEWNET).map_err(|e| Error::Netns {
+            op: "enter",
+            netns: self.label.to_string(),
+            source: e.into(),
+        })
+    }
+
+    /// As [`run`](Self::run), for what leaves its thread where it is: without another thread when this one is inside.
+    pub(crate) fn within<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        if self.is_current() {
+            Ok(f())
+        } else {
+            self.run(f)
+        }
+    }
+
     /// Runs `f` inside, on a thread of its own that then ends, so that no thread has to find its way back.
     ///
     /// # Errors
@@ -159,14 +181,7 @@ impl Netns {
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                // Where one is already one may stay without a privilege.
-                if !self.is_current() {
-                    setns(&*self.file, CloneFlags::CLONE_NEWNET).map_err(|e| Error::Netns {
-                        op: "enter",
-                        netns: self.label.to_string(),
-                        source: e.into(),
-                    })?;
-                }
+                self.stay()?;
                 Ok(f())
             });
             inside

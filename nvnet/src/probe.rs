@@ -98,7 +98,7 @@ impl Prober {
         let filter = answers_of(ipv4);
         let index = end.index;
         let socket = host
-            .run(|| sys::packet_socket(index, &filter))
+            .within(|| sys::packet_socket(index, &filter))
             .map_err(|error| error.to_string())?
             .map_err(failed)?;
         let frame = probe(source, own, ipv4);

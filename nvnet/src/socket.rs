@@ -123,7 +123,7 @@ impl RouteSocket {
             source,
         };
         let socket = netns
-            .run(|| -> io::Result<Socket> {
+            .within(|| -> io::Result<Socket> {
                 let mut socket = Socket::new(NETLINK_ROUTE)?;
                 socket.bind_auto()?;
                 Ok(socket)

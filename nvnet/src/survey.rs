@@ -216,7 +216,8 @@ impl Listening {
         let file = |name: &str| {
             std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default()
         };
-        let (igmp, igmp6, packet) = netns.run(|| (file("igmp"), file("igmp6"), file("packet")))?;
+        let (igmp, igmp6, packet) =
+            netns.within(|| (file("igmp"), file("igmp6"), file("packet")))?;
         let mut groups: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
         for (link, group) in igmp_groups(&igmp).chain(igmp6_groups(&igmp6)) {
             groups.entry(link).or_default().push(group);

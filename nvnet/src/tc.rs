@@ -491,7 +491,7 @@ pub(crate) fn has_clsact(socket: &mut RouteSocket, link: u32) -> Result<bool, Er
 /// classification goes on (`TCX_NEXT`), no filter is asked.
 pub(crate) fn has_tcx(netns: &Netns, link: u32, hook: Hook) -> Result<bool, Error> {
     // The kernel looks for the link in the namespace of the thread.
-    let count = netns.run(|| crate::sys::tcx_count(link, hook == Hook::Ingress))?;
+    let count = netns.within(|| crate::sys::tcx_count(link, hook == Hook::Ingress))?;
     match count {
         Ok(count) => Ok(count > 0),
         // An older kernel, one without TCX, or a link that is gone meanwhile.
