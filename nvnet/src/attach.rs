@@ -15,9 +15,9 @@ use crate::inventory::{self, Attachment, Fate, Health, Orphan, Repaired};
 use crate::keep::Kept;
 use crate::link::{self, Link, PairEnd};
 use crate::probe::{Blackout, Prober, Told};
-use crate::session::{self, Session};
+use crate::session::{self, Session, Shared, Turn};
 use crate::socket::RouteSocket;
-use crate::switch::{Means, Switch, early};
+use crate::switch::{Means, Switch, add_early, early, wait_for_early};
 use crate::tc::{self, Classifier, Filter, Hook, Mirred};
 use crate::{AttachmentId, BRIDGE, Error, MAC_PREFIX, MacAddr, Mode, Netns, Workload, sysctl};
 
@@ -31,9 +31,9 @@ const TAP_TXQLEN: u32 = 1_000;
 #[must_use = "a plan changes nothing until it is checked and attached"]
 pub struct Plan {
     host: Netns,
-    target: Netns,
+    pub(crate) target: Netns,
     workload: Workload,
-    mode: Mode,
+    pub(crate) mode: Mode,
     interfaces: Vec<String>,
 }
 
@@ -92,11 +92,11 @@ impl Plan {
 
         let links = link::all(&mut target)?;
         let chosen = choose(&links, &self.interfaces, self.target.label())?;
-        let chosen = match self.free(&session, &chosen) {
+        let chosen = match self.free(&session.attached(), &chosen) {
             // The session may know of a container that ended since, and another have got its number.
             Err(_) => {
                 session.refresh()?;
-                self.free(&session, &chosen).map(|()| chosen)?
+                self.free(&session.attached(), &chosen).map(|()| chosen)?
             }
             Ok(()) => chosen,
         };
@@ -112,7 +112,7 @@ impl Plan {
             )?);
         }
         let pairs = interfaces.iter().filter(|interface| interface.has_pair());
-        session.need_ports(pairs.count())?;
+        session.take_ports(&pairs.map(|interface| interface.id).collect::<Vec<_>>())?;
         if interfaces.iter().any(Interface::has_pair) {
             features.need_pairs()?;
         }
@@ -128,13 +128,10 @@ impl Plan {
     }
 
     /// Whether none of the chosen is attached, or was left half-done.
-    fn free(&self, session: &Session, chosen: &[&Link]) -> Result<(), Error> {
+    fn free(&self, attached: &[Attachment], chosen: &[&Link]) -> Result<(), Error> {
         let ino = self.target.id().ino;
         let netns = || self.target.label().to_owned();
-        let mut here = session
-            .attached()
-            .iter()
-            .filter(|a| a.record.netns_ino == ino);
+        let mut here = attached.iter().filter(|a| a.record.netns_ino == ino);
         let already = |there: &Attachment| Error::AlreadyAttached {
             interface: there.interface.clone(),
             netns: netns(),
@@ -703,7 +700,8 @@ impl CheckedPlan {
         } = self;
         let mut transaction = Transaction {
             host: &mut session.host,
-            bridge: &mut session.bridge,
+            shared: &session.shared,
+            turn: None,
             target: &mut target,
             features,
             new_links: BTreeMap::new(),
@@ -721,7 +719,7 @@ impl CheckedPlan {
                 return Err(transaction.abort(error));
             }
         }
-        let mut measured = transaction.measured;
+        let mut measured = transaction.finish();
         let mut attached = Vec::new();
         for interface in &interfaces {
             let port = match &interface.place {
@@ -887,8 +885,8 @@ fn without_octets(line: &str) -> String {
 /// The changes made so far; what is not committed is taken back, newest first.
 struct Transaction<'s> {
     host: &'s mut RouteSocket,
-    /// The bridge that this session made or finished.
-    bridge: &'s mut Option<u32>,
+    shared: &'s Shared,
+    turn: Option<Turn<'s>>,
     target: &'s mut RouteSocket,
     features: Features,
     /// The container ends of the pairs made.
@@ -903,8 +901,10 @@ impl Transaction<'_> {
     fn run(&mut self, step: &Step, interface: &Interface) -> Result<(), Error> {
         match (step.action, &interface.place) {
             (Action::Bridge, _) => {
+                self.begin();
                 self.done.push(Done::Bridge);
-                *self.bridge = Some(ensure_bridge(self.host, *self.bridge)?);
+                let bridge = ensure_bridge(self.host, self.shared.bridge())?;
+                self.shared.set_bridge(Some(bridge));
                 Ok(())
             }
             (Action::Pair, Place::Inline { .. } | Place::Inside { .. }) => self.pair(interface),
@@ -916,7 +916,10 @@ impl Transaction<'_> {
             (Action::Early, Place::Inline { .. }) => {
                 let new = self.new_link(interface)?.index;
                 let identity = Identity::read_addresses(self.target, &[interface.link.index])?;
-                early(self.target, &identity, new)
+                self.begin();
+                add_early(self.target, &identity, new)?;
+                self.end();
+                wait_for_early(self.target, &identity, new)
             }
             (Action::Switch, Place::Inline { ex, pref, record }) => {
                 self.switch(interface, ex, *pref, record)
@@ -938,7 +941,24 @@ impl Transaction<'_> {
         }
     }
 
+    /// Waits until no other thread changes the kernel's network, unless this one does already.
+    fn begin(&mut self) {
+        let shared = self.shared;
+        self.turn.get_or_insert_with(|| shared.turn());
+    }
+
+    fn end(&mut self) {
+        self.turn = None;
+    }
+
+    /// Lets others change the network, and tells what was measured.
+    fn finish(self) -> Vec<(AttachmentId, Blackout)> {
+        self.measured
+    }
+
     fn pair(&mut self, interface: &Interface) -> Result<(), Error> {
+        // Up to the step that writes the record: without one a pair is what a killed process left.
+        self.begin();
         let Interface { link, mac, id, .. } = interface;
         let (port, there) = (id.port(), interface.container_end());
         // Copies are of whatever length the interface gets to send.
@@ -1001,6 +1021,7 @@ impl Transaction<'_> {
     }
 
     fn inside(&mut self, interface: &Interface) -> Result<(), Error> {
+        self.end();
         let Interface { link, .. } = interface;
         let new = self.new_link(interface)?.clone();
         let name = &new.name;
@@ -1052,7 +1073,10 @@ impl Transaction<'_> {
             // A queueing discipline can reset it.
             link::txqlen(new.index, name, link.txqlen),
         ]);
-        self.target.batch(&batch)
+        self.begin();
+        self.target.batch(&batch)?;
+        self.end();
+        Ok(())
     }
 
     /// The container end of the pair that copies leave by.
@@ -1074,6 +1098,8 @@ impl Transaction<'_> {
         let new = self.new_link(interface)?.index;
         let netns = self.target.netns().clone();
         let settings = self.settings.take();
+        // From here on, so that the probes are not kept waiting.
+        self.begin();
         let end = host_end(self.host, &netns, link);
         let addresses = Identity::read_addresses(self.target, &[link.index])?;
         // It works while the rest is read.
@@ -1127,6 +1153,7 @@ impl Transaction<'_> {
             }
             Ok(Told::Nothing(why)) | Err(why) => Err(why),
         };
+        self.end();
         let blackout = Blackout {
             switch: took.end - took.start,
             probe,
@@ -1215,6 +1242,7 @@ impl Transaction<'_> {
         prefs: (u16, u16),
         record: &Record,
     ) -> Result<(), Error> {
+        self.begin();
         let inside = record.inside.is_some();
         let id = interface.id;
         // What the host end receives the container has sent; on the interface itself it is the other way round.
@@ -1290,7 +1318,7 @@ impl Transaction<'_> {
 
     /// The number of the bridge, which the first step made.
     fn bridge(&mut self) -> Result<u32, Error> {
-        match *self.bridge {
+        match self.shared.bridge() {
             Some(bridge) => Ok(bridge),
             None => Ok(existing(self.host, BRIDGE)?.index),
         }
@@ -1298,6 +1326,7 @@ impl Transaction<'_> {
 
     /// Takes everything back, newest first, and says what became of it.
     fn abort(mut self, cause: Error) -> Error {
+        self.begin();
         let (mut undone, mut left) = (0, Vec::new());
         while let Some(done) = self.done.pop() {
             match self.undo(&done) {
@@ -1556,28 +1585,28 @@ pub fn detach_observed(
     Session::open(host)?.detach_observed(id, &mut before)
 }
 
-/// Detaches some of what is attached; the outcome of each, in their order. `alone`: nothing else is attached.
+/// Deletes what is left of attachments whose containers are put back; the outcome of each, in their order. `alone`: nothing
+/// else is attached.
 ///
-/// Each container is put back by itself. What is left then is of no use to anybody and deleted together, since the kernel
-/// waits some 16 ms for its readers each time that links are deleted, however many they are.
-pub(crate) fn detach_locked(
+/// It is of no use to anybody and deleted together, since the kernel waits some 16 ms for its readers each time that
+/// links are deleted, however many they are.
+///
+/// `outcomes` tells which of them are back in their places ([`release`]); an error in `before` is one of the deletion.
+pub(crate) fn delete_released(
     host: &mut RouteSocket,
     attachments: &[&Attachment],
+    mut outcomes: Vec<Result<(), Error>>,
     alone: bool,
-    before: &mut dyn FnMut(usize, &str) -> Result<(), Error>,
+    before: Result<(), Error>,
 ) -> Vec<Result<(), Error>> {
-    let mut outcomes = Vec::new();
     let mut unused: Vec<(u32, String)> = Vec::new();
-    for attachment in attachments {
-        let done = release(host, attachment, before);
+    for (attachment, done) in attachments.iter().zip(&outcomes) {
         if done.is_ok() && attachment.has_pair() {
             unused.push((attachment.port_index, attachment.port.clone()));
         }
-        outcomes.push(done);
     }
     let all = alone && outcomes.iter().all(Result::is_ok);
-    let deleted = before(1, "delete our veth pair, and the bridge if nothing uses it")
-        .and_then(|()| delete_unused(host, &mut unused, all));
+    let deleted = before.and_then(|()| delete_unused(host, &mut unused, all));
     match (deleted, &mut outcomes[..]) {
         (Ok(()), _) => {}
         (Err(error), [one]) => {
@@ -1603,22 +1632,25 @@ pub(crate) fn detach_locked(
 }
 
 /// Takes our rules off, and in inline mode the original interface back to its place.
-fn release(
+pub(crate) fn release(
     host: &mut RouteSocket,
     attachment: &Attachment,
+    shared: &Shared,
     before: &mut dyn FnMut(usize, &str) -> Result<(), Error>,
 ) -> Result<(), Error> {
     match attachment.mode {
         Mode::Inline => {
             before(0, "put the original interface back into its place")?;
-            put_back(host, attachment)
+            put_back(host, attachment, shared)
         }
         Mode::Mirror if attachment.record.inside.is_some() => {
             before(0, "delete our filters")?;
+            let _turn = shared.turn();
             untap(host, attachment)
         }
         Mode::Mirror => {
             before(0, "delete our filters")?;
+            let _turn = shared.turn();
             let Some(port) = link::by_index(host, attachment.port_index)? else {
                 return Ok(());
             };
@@ -1641,7 +1673,7 @@ fn untap(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error> {
 }
 
 /// Inline: from whatever state the container is in, back to its original interface.
-fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error> {
+fn put_back(host: &mut RouteSocket, attachment: &Attachment, shared: &Shared) -> Result<(), Error> {
     let Some(port) = link::by_index(host, attachment.port_index)? else {
         return Ok(());
     };
@@ -1697,7 +1729,9 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment) -> Result<(), Error
         identity,
         surroundings: None,
     };
+    let turn = shared.turn();
     switch.back(target, &before.identity)?;
+    drop(turn);
     // What was set while attached was set on the new link, and stays.
     sysctl::copy(
         target.netns(),

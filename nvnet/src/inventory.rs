@@ -303,7 +303,7 @@ fn repair_where(
     }
     for target in targets {
         let rescued = session.inside(target).and_then(|mut inside| {
-            let rescued = attach::rescue(&mut inside, session.attached(), judge);
+            let rescued = attach::rescue(&mut inside, &session.attached(), judge);
             session.keep(inside);
             rescued
         });

@@ -65,5 +65,5 @@ pub use inventory::{
 pub use link::{Link, LinkStats};
 pub use netns::{Netns, NetnsId};
 pub use probe::{Blackout, Probed};
-pub use session::Session;
+pub use session::{Outcome, Session};
 pub use survey::{Remark, Survey, survey};

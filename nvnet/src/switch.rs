@@ -284,7 +284,23 @@ fn reverse_path_filters(
 
 /// Adds the IPv6 addresses to a link and waits until they can be used.
 pub(crate) fn early(target: &mut RouteSocket, identity: &Identity, link: u32) -> Result<(), Error> {
-    target.batch(&identity.early(link))?;
+    add_early(target, identity, link)?;
+    wait_for_early(target, identity, link)
+}
+
+pub(crate) fn add_early(
+    target: &mut RouteSocket,
+    identity: &Identity,
+    link: u32,
+) -> Result<(), Error> {
+    target.batch(&identity.early(link))
+}
+
+pub(crate) fn wait_for_early(
+    target: &mut RouteSocket,
+    identity: &Identity,
+    link: u32,
+) -> Result<(), Error> {
     let start = Instant::now();
     while !identity.early_is_done(target, link)? {
         if start.elapsed() > IPV6_PATIENCE {

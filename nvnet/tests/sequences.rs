@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use nvnet::lab::Lab;
-use nvnet::{CheckedPlan, Error, Health, Mode, Netns, Plan, Workload};
+use nvnet::{AttachmentId, CheckedPlan, Error, Health, Mode, Netns, Outcome, Plan, Workload};
 
 const ALL: &[Need] = &[Need::Netns, Need::Ebpf, Need::Iproute2];
 const MODES: [Mode; 2] = [Mode::Inline, Mode::Mirror];
@@ -34,7 +34,7 @@ const WAYS: [(Mode, bool); 3] = [
     (Mode::Mirror, true),
     (Mode::Mirror, false),
 ];
-/// A child process is told what to do by this variable: `attach|detach MODE HOST TARGET`.
+/// A child process is told what to do by this variable: `attach|detach|churn MODE HOST TARGET[,TARGET...]`.
 const CHILD: &str = "NV_TEST_CHILD";
 /// The seed of [`any_sequence_leaves_it_attached_or_untouched`], to see a failure again.
 const SEED: &str = "NV_TEST_SEED";
@@ -81,6 +81,14 @@ fn main() {
     add(
         "several_are_detached_together",
         several_are_detached_together,
+    );
+    add(
+        "several_are_attached_together",
+        several_are_attached_together,
+    );
+    add(
+        "a_kill_while_several_are_changed_is_repaired",
+        a_kill_while_several_are_changed_is_repaired,
     );
     add(
         "a_container_that_falls_silent_is_put_back",
@@ -316,7 +324,8 @@ fn child(order: &str) -> ! {
         panic!("{order}")
     };
     let open = |path: &str| Netns::at_path(path.as_ref()).expect("the parent holds it open");
-    let (host, target) = (open(host), open(target));
+    let targets: Vec<Netns> = target.split(',').map(open).collect();
+    let (host, target) = (open(host), targets[0].clone());
     if what == "churn" {
         let mode = mode.parse().expect("a mode");
         if let Err(failed) = churn(&host, &target, mode) {
@@ -327,7 +336,13 @@ fn child(order: &str) -> ! {
     }
     ptrace::traceme().expect("the parent wants to trace");
     raise(Signal::SIGSTOP).expect("we may stop ourselves");
-    let done = if what == "attach" {
+    let done = if targets.len() > 1 {
+        let mode = mode.parse().expect("a mode");
+        together(&host, &targets, mode, what == "attach").map_err(|failed| {
+            eprintln!("{failed:?}");
+            std::process::exit(1)
+        })
+    } else if what == "attach" {
         let workload = Workload {
             name: "web".into(),
             ..Workload::default()
@@ -373,11 +388,11 @@ enum End {
 /// Runs a child until it sends its `at`-th message that changes something: netlink requests that are no questions, and
 /// writes into sysctls.
 fn fated(world: &World, what: &str, mode: Mode, fate: Fate, at: usize) -> Result<End, Failed> {
-    let order = format!(
-        "{what} {mode} {} {}",
-        path(&world.lab.host),
-        path(&world.web)
-    );
+    let (host, web) = (path(&world.lab.host), path(&world.web));
+    fated_child(&format!("{what} {mode} {host} {web}"), fate, at)
+}
+
+fn fated_child(order: &str, fate: Fate, at: usize) -> Result<End, Failed> {
     let mut child = Command::new(std::env::current_exe()?)
         .env(CHILD, order)
         .stdin(Stdio::null())
@@ -393,7 +408,9 @@ fn fated(world: &World, what: &str, mode: Mode, fate: Fate, at: usize) -> Result
     if let Some(mut stderr) = child.stderr.take() {
         stderr.read_to_string(&mut told)?;
     }
-    end?.map_err(|code| format!("{what} {fate:?} at message {at}: exit code {code}: {told}").into())
+    end?.map_err(|code| {
+        format!("{order} {fate:?} at message {at}: exit code {code}: {told}").into()
+    })
 }
 
 /// Follows a stopped child to its end; the error inside is its exit code when that is none that is expected.
@@ -844,6 +861,152 @@ fn several_are_detached_together() -> Result<(), Failed> {
         lines.collect::<Vec<_>>().join("\n")
     };
     same_picture("host", &without(&before), &without(&now))
+}
+
+/// Attaches all of these, or detaches all that is attached.
+fn together(host: &Netns, targets: &[Netns], mode: Mode, attach: bool) -> Result<(), Failed> {
+    let mut session = nvnet::Session::open(host)?;
+    if attach {
+        let plan = |target: &Netns| Plan::new(host, target, Workload::default()).mode(mode);
+        let plans = targets.iter().map(plan).collect();
+        let outcomes = session.attach_together(plans, &|_| nvnet::Fate::Restore);
+        for outcome in outcomes {
+            outcome.attached.ok_or("not begun")??;
+        }
+    } else {
+        let ids: Vec<AttachmentId> = session.attached().iter().map(|a| a.id).collect();
+        for outcome in session.detach_together(&ids) {
+            outcome?;
+        }
+    }
+    Ok(())
+}
+
+fn several_are_attached_together() -> Result<(), Failed> {
+    let lab = Lab::new(&["a", "b", "c", "d", "e"])?;
+    let everything = || -> Result<Vec<String>, Failed> {
+        let containers = lab.containers.iter().map(|container| &container.netns);
+        containers
+            .chain([&lab.host])
+            .map(picture)
+            .collect::<Result<_, _>>()
+    };
+    let before = everything()?;
+    let plan = |at: usize, mode| {
+        let target = &lab.containers[at].netns;
+        Plan::new(&lab.host, target, Workload::default()).mode(mode)
+    };
+    let attach = |plans| -> Result<(Vec<Outcome>, nvnet::Session), Failed> {
+        let mut session = nvnet::Session::open(&lab.host)?;
+        let outcomes = session.attach_together(plans, &|_| nvnet::Fate::Restore);
+        Ok((outcomes, session))
+    };
+    for mode in MODES {
+        let (outcomes, mut session) = attach((0..5).map(|at| plan(at, mode)).collect())?;
+        let mut ids = Vec::new();
+        for (at, outcome) in outcomes.into_iter().enumerate() {
+            let attached = outcome.attached.ok_or("not begun")?.map_err(chain)?;
+            let [one] = &attached[..] else {
+                return Err(format!("{attached:?}").into());
+            };
+            // In their order, whoever was done first.
+            let netns = &lab.containers[at].netns;
+            same("namespace", one.netns().as_ref(), Some(netns))?;
+            same("inside", nvnet::inspect(&lab.host, one)?, None)?;
+            ids.push(one.id);
+        }
+        let known: BTreeSet<_> = session.attached().iter().map(|a| a.id).collect();
+        same("ids", &known, &ids.iter().copied().collect())?;
+        same("ids", known.len(), 5)?;
+        let outcomes = session.detach_together(&ids);
+        ensure(outcomes.iter().all(Result::is_ok), format!("{outcomes:?}"))?;
+        same("pictures", &everything()?, &before)?;
+    }
+
+    // The same container twice: by whichever comes first, and the other one is told.
+    let (outcomes, mut session) = attach(vec![plan(0, Mode::Inline), plan(0, Mode::Inline)])?;
+    let ends: Vec<_> = outcomes.into_iter().map(|o| o.attached).collect();
+    let is_told = |end: &Option<Result<_, _>>| {
+        matches!(end, Some(Err(Error::AlreadyAttached { .. }))) || end.is_none()
+    };
+    ensure(
+        ends.iter().filter(|end| matches!(end, Some(Ok(_)))).count() == 1
+            && ends.iter().filter(|end| is_told(end)).count() == 1,
+        format!("{ends:?}"),
+    )?;
+    let id = session.attached()[0].id;
+    session.detach(id)?;
+    drop(session);
+
+    // One that cannot be: it is undone, and what was attached beside it is whole.
+    let missing = plan(1, Mode::Inline).interface("eth7");
+    let plans = vec![plan(0, Mode::Inline), missing, plan(2, Mode::Inline)];
+    let (outcomes, mut session) = attach(plans)?;
+    let refused = &outcomes[1].attached;
+    ensure(
+        matches!(refused, Some(Err(Error::NoSuchInterface { interface, .. })) if interface == "eth7"),
+        format!("{refused:?}"),
+    )?;
+    let attached = session.attached();
+    for one in attached.iter() {
+        same("inside", nvnet::inspect(&lab.host, one)?, None)?;
+    }
+    let told = outcomes
+        .iter()
+        .filter_map(|o| o.attached.as_ref()?.as_ref().ok());
+    let told: usize = told.map(Vec::len).sum();
+    same("told of", told, attached.len())?;
+    let ids: Vec<_> = attached.iter().map(|a| a.id).collect();
+    let outcomes = session.detach_together(&ids);
+    ensure(outcomes.iter().all(Result::is_ok), format!("{outcomes:?}"))?;
+    drop(session);
+    nvnet::repair(&lab.host)?;
+    same("pictures", &everything()?, &before)
+}
+
+/// Two threads are at work, each somewhere in a container, when the process is killed.
+fn a_kill_while_several_are_changed_is_repaired() -> Result<(), Failed> {
+    let lab = Lab::new(&["a", "b", "c"])?;
+    let targets: Vec<Netns> = lab.containers.iter().map(|c| c.netns.clone()).collect();
+    let everything = || -> Result<Vec<String>, Failed> {
+        targets.iter().chain([&lab.host]).map(picture).collect()
+    };
+    let before = everything()?;
+    let paths: Vec<String> = targets.iter().map(path).collect();
+    for what in ["attach", "detach"] {
+        let (mut killed, mut half_done) = (0, 0);
+        // Not after each message: three containers have some seventy, and they come in another order each time.
+        for at in (1..).step_by(2) {
+            let context = |e: Failed| {
+                let message = e.message().unwrap_or_default();
+                format!("killed at message {at} of {what}: {message}")
+            };
+            if what == "detach" {
+                together(&lab.host, &targets, Mode::Inline, true)?;
+            }
+            let order = format!("{what} inline {} {}", path(&lab.host), paths.join(","));
+            let end = fated_child(&order, Fate::Kill, at)?;
+            let repaired = nvnet::repair(&lab.host).map_err(chain).map_err(context)?;
+            half_done += usize::from(repaired.len() > 1);
+            for one in nvnet::list(&lab.host)? {
+                same("inside", nvnet::inspect(&lab.host, &one)?, None).map_err(context)?;
+            }
+            together(&lab.host, &targets, Mode::Inline, false).map_err(context)?;
+            for (before, now) in before.iter().zip(everything()?) {
+                same_picture("it", before, &now).map_err(context)?;
+            }
+            if end != End::Killed {
+                same("end", end, End::Untold)?;
+                break;
+            }
+            killed += 1;
+        }
+        println!(
+            "inline: {what} of three killed at {killed} messages and repaired, {half_done} times more than one of them"
+        );
+        ensure(killed >= 8, format!("only {killed} kills"))?;
+    }
+    Ok(())
 }
 
 fn a_container_that_falls_silent_is_put_back() -> Result<(), Failed> {

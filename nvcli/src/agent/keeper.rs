@@ -472,8 +472,9 @@ impl Keeper {
         let swept = self.session().and_then(|session| {
             session.refresh()?;
             let swept = session.sweep()?;
-            let mut left = session.attached().iter();
-            Ok((swept, left.any(|a| !known.contains(&a.netns_inode()))))
+            let left = session.attached();
+            let is_unknown = |a: &Attachment| !known.contains(&a.netns_inode());
+            Ok((swept, left.iter().any(is_unknown)))
         });
         match swept {
             Ok((swept, is_some_left)) => {
@@ -679,8 +680,9 @@ impl Keeper {
         let inode = netns.id().ino;
         let links = nvnet::links(netns).map_err(|error| failed(&error))?;
         let there = |session: &Session| -> Vec<Attachment> {
-            let all = session.attached().iter();
-            all.filter(|a| a.netns_inode() == inode).cloned().collect()
+            let all = session.attached();
+            let here = all.iter().filter(|a| a.netns_inode() == inode);
+            here.cloned().collect()
         };
         let session = self.session().map_err(|error| failed(&error))?;
         let mut mine = there(session);

@@ -1,8 +1,9 @@
 //! `nvcli attach`: all targets, or none.
 
 use std::io::{self, Write as _};
+use std::sync::{Mutex, PoisonError};
 
-use nvnet::{Attachment, CheckedPlan, Netns, Plan, Session};
+use nvnet::{Attachment, AttachmentId, CheckedPlan, Netns, Orphan, Plan, Session};
 use serde::Serialize;
 
 use crate::args::{Attach, ListOutput};
@@ -14,6 +15,9 @@ use crate::orphan::Judge;
 use crate::signals::uninterrupted;
 use crate::target::Target;
 
+/// So many are attached together: enough that the kernel is kept busy, few enough that a signal is soon heard.
+const TOGETHER: usize = 64;
+
 /// Attaches the targets, or prints what it would do.
 pub(crate) fn run(args: &Attach, say: Say) -> Result<()> {
     let host = host()?;
@@ -23,24 +27,20 @@ pub(crate) fn run(args: &Attach, say: Say) -> Result<()> {
         Session::open(&host).map_err(|error| net("cannot read what is attached", &error))?;
     if args.dry_run {
         for target in &args.targets {
-            let plan = checked(args, &host, target, &mut opener, session, say)?;
+            let plan = plan(args, &host, target, &mut opener, say)?
+                .check_in(session)
+                .map_err(|error| net(format!("cannot attach {target}"), &error))?;
             show(target, &plan, args.output).map_err(|source| CliError::output(&source))?;
             session = plan.into_session();
         }
         return Ok(());
     }
     let mut attached: Vec<Attachment> = Vec::new();
-    for target in &args.targets {
-        let done = checked(args, &host, target, &mut opener, session, say).and_then(|plan| {
-            uninterrupted(|| plan.attach_in_session())
-                .map_err(|error| net(format!("cannot attach {target}"), &error))
-        });
-        match done {
-            Ok((new, next)) => {
-                attached.extend(new);
-                session = next;
-            }
-            Err(error) => return Err(take_back(&host, &attached, error)),
+    for targets in args.targets.chunks(TOGETHER) {
+        let done = together(args, &host, targets, &mut opener, &mut session, say);
+        attached.extend(done.attached);
+        if let Err(error) = done.outcome {
+            return Err(take_back(&mut session, &attached, error));
         }
     }
     drop(session);
@@ -52,46 +52,84 @@ pub(crate) fn run(args: &Attach, say: Say) -> Result<()> {
     list::print(&attached, args.output, args.no_header)
 }
 
-fn checked(
+fn plan(
     args: &Attach,
     host: &Netns,
     target: &Target,
     opener: &mut Opener,
-    mut session: Session,
     say: Say,
-) -> Result<CheckedPlan> {
+) -> Result<Plan> {
     let (netns, workload) = opener.open(target, say)?;
-    if !args.dry_run {
-        // What a killed run left half-done in there would be in the way.
-        let judge = Judge::default();
-        let repair = || session.repair_target(&netns, &|orphan| judge.fate(orphan));
-        let repaired = uninterrupted(repair).map_err(|error| {
-            net(
-                format!("cannot repair {target} before attaching it"),
-                &error,
-            )
-        })?;
-        for done in repaired {
-            say.note(format_args!(
-                "repaired: {}",
-                escape::text(&done.to_string())
-            ));
+    let plan = Plan::new(host, &netns, workload).mode(args.mode.into());
+    let interfaces = args.interfaces.iter();
+    Ok(interfaces.fold(plan, |plan, interface| plan.interface(interface)))
+}
+
+/// What was attached, whatever the outcome is.
+struct Done {
+    attached: Vec<Attachment>,
+    outcome: Result<()>,
+}
+
+fn together(
+    args: &Attach,
+    host: &Netns,
+    targets: &[Target],
+    opener: &mut Opener,
+    session: &mut Session,
+    say: Say,
+) -> Done {
+    let mut done = Done {
+        attached: vec![],
+        outcome: Ok(()),
+    };
+    let opened = targets
+        .iter()
+        .map(|target| plan(args, host, target, opener, say));
+    let plans = match opened.collect::<Result<Vec<_>>>() {
+        Ok(plans) => plans,
+        Err(error) => {
+            done.outcome = Err(error);
+            return done;
+        }
+    };
+    // It asks the engine, one question after the other.
+    let judge = Mutex::new(Judge::default());
+    let fate = |orphan: &Orphan<'_>| {
+        let judge = judge.lock().unwrap_or_else(PoisonError::into_inner);
+        judge.fate(orphan)
+    };
+    let outcomes = uninterrupted(|| session.attach_together(plans, &fate));
+    for (target, outcome) in targets.iter().zip(outcomes) {
+        for repaired in outcome.repaired {
+            let repaired = repaired.to_string();
+            say.note(format_args!("repaired: {}", escape::text(&repaired)));
+        }
+        match outcome.attached {
+            Some(Ok(new)) => done.attached.extend(new),
+            Some(Err(error)) => {
+                let told = net(format!("cannot attach {target}"), &error);
+                match &done.outcome {
+                    Ok(()) => done.outcome = Err(told),
+                    // Two at a time may fail; the first one is what the run ends with.
+                    Err(_) => {
+                        told.report();
+                    }
+                }
+            }
+            None => {}
         }
     }
-    let plan = Plan::new(host, &netns, workload).mode(args.mode.into());
-    let plan = args
-        .interfaces
-        .iter()
-        .fold(plan, |plan, interface| plan.interface(interface));
-    plan.check_in(session)
-        .map_err(|error| net(format!("cannot attach {target}"), &error))
+    done
 }
 
 /// Detaches what this run attached before `error` came.
-fn take_back(host: &Netns, attached: &[Attachment], error: CliError) -> CliError {
+fn take_back(session: &mut Session, attached: &[Attachment], error: CliError) -> CliError {
+    let ids: Vec<AttachmentId> = attached.iter().map(|attachment| attachment.id).collect();
+    let outcomes = uninterrupted(|| session.detach_together(&ids));
     let mut left = Vec::new();
-    for attachment in attached.iter().rev() {
-        if let Err(source) = uninterrupted(|| nvnet::detach(host, attachment.id)) {
+    for (attachment, outcome) in attached.iter().zip(outcomes) {
+        if let Err(source) = outcome {
             let (name, interface) = (&attachment.workload.name, &attachment.interface);
             left.push(format!(
                 "{interface} of {name} is attached (id {}): {source}",
