@@ -39,6 +39,16 @@ fn main() {
         NEEDS,
         doctor_says_which_mode_is_safe,
     ));
+    trials.push(privileged(
+        "attach_tells_the_blackout_it_measured",
+        NEEDS,
+        attach_tells_the_blackout_it_measured,
+    ));
+    trials.push(privileged(
+        "all_targets_are_attached_or_none",
+        NEEDS,
+        all_targets_are_attached_or_none,
+    ));
     for (name, test) in [
         (
             "filters_choose_frames_of_an_attached_container",
@@ -108,6 +118,150 @@ fn doctor_says_which_mode_is_safe() -> Test {
     let (code, table) = doctor("table")?;
     same("exit code without an interface", code, Some(1))?;
     ensure(table.contains("no interface of"), table)
+}
+
+/// Runs the program on the lab's host: its exit code, standard output and standard error.
+fn nvcli(lab: &Lab, arguments: &[&str]) -> Result<(Option<i32>, String, String), Failed> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+    command.args(arguments);
+    let told = lab.host.run(|| command.output())??;
+    let (out, err) = (String::from_utf8(told.stdout)?, told.stderr);
+    Ok((told.status.code(), out, String::from_utf8(err)?))
+}
+
+/// The column and the keys, with the counters of the container's own pair as witnesses.
+fn attach_tells_the_blackout_it_measured() -> Test {
+    const KEYS: [&str; 6] = [
+        "blackoutAtMostMicroseconds",
+        "switchMicroseconds",
+        "longestGapMicroseconds",
+        "probesSent",
+        "probesAnswered",
+        "notProbed",
+    ];
+    let lab = Lab::new(&["web"])?;
+    let (web, end) = (&lab.containers[0].netns, &lab.containers[0].host_end);
+    let target = path_of(web);
+    let attach = |more: &[&str]| -> Result<String, Failed> {
+        let (code, out, err) = nvcli(&lab, &[&["attach", &target], more].concat())?;
+        same(&err, code, Some(0))?;
+        Ok(out)
+    };
+    let detach = || -> Test {
+        let (code, _, err) = nvcli(&lab, &["detach", &target])?;
+        same(&err, code, Some(0))
+    };
+    let keys = |out: &str| -> Result<[Option<Value>; 6], Failed> {
+        let one: Value = serde_json::from_str(out)?;
+        Ok(KEYS.map(|key| one.get(key).cloned()))
+    };
+    // Frames that the host end sent into the container, and that came back.
+    let counted = || -> Result<[u64; 2], Failed> {
+        let links = nvnet::links(&lab.host)?;
+        let end = links.iter().find(|link| link.name == *end);
+        let stats = end.ok_or("no host end")?.stats;
+        Ok([stats.tx_packets, stats.rx_packets])
+    };
+
+    let before = counted()?;
+    let out = attach(&["--output", "json"])?;
+    let after = counted()?;
+    let all = keys(&out)?;
+    let number = |key: usize| all[key].as_ref().and_then(Value::as_u64);
+    let [
+        Some(most),
+        Some(switch),
+        Some(gap),
+        Some(sent),
+        Some(answered),
+        None,
+    ] = [0, 1, 2, 3, 4, 5].map(number)
+    else {
+        return Err(out.into());
+    };
+    same("not probed", &all[5], &None)?;
+    same("the larger one", most, switch.max(gap))?;
+    ensure(switch > 0, &out[..])?;
+    ensure(answered >= 3 && answered <= sent, &out[..])?;
+    ensure(
+        after[0] - before[0] >= sent && after[1] - before[1] >= answered,
+        format!("{before:?} to {after:?}: {out}"),
+    )?;
+    // It is no property of what is attached.
+    let (_, listed, _) = nvcli(&lab, &["list", "--output", "json"])?;
+    same("listed", keys(&listed)?, [const { None }; 6])?;
+    let (_, listed, _) = nvcli(&lab, &["list"])?;
+    ensure(!listed.contains("BLACKOUT"), listed)?;
+    detach()?;
+
+    let out = attach(&[])?;
+    let (header, row) = out.trim_end().split_once('\n').ok_or("one row")?;
+    ensure(header.ends_with(" BLACKOUT"), &out[..])?;
+    let told = row.split(' ').next_back().unwrap_or_default();
+    let ms = told.strip_prefix("<=").and_then(|ms| ms.strip_suffix("ms"));
+    let ms: f64 = ms.ok_or(told)?.parse()?;
+    ensure(ms > 0.0, &out[..])?;
+    detach()?;
+
+    // In mirror mode nothing is exchanged.
+    let out = attach(&["--mode", "mirror", "--output", "json"])?;
+    same("mirrored", keys(&out)?, [const { None }; 6])?;
+    detach()?;
+    let out = attach(&["--mode", "mirror"])?;
+    ensure(out.contains("HEALTH") && !out.contains("BLACKOUT"), out)?;
+    detach()?;
+
+    // Who has no IPv4 address cannot be asked by ARP; the switch is measured all the same.
+    sh_in(web, "ip -4 addr flush dev eth0")?;
+    let out = attach(&["--output", "json"])?;
+    let [most, switch, gap, sent, answered, why] = keys(&out)?;
+    same("the switch alone", &most, &switch)?;
+    ensure(switch.is_some_and(|us| us.as_u64() > Some(0)), &out[..])?;
+    same("probes", [gap, sent, answered], [const { None }; 3])?;
+    same("why", why, Some("it has no IPv4 address".into()))?;
+    detach()
+}
+
+/// Several targets, of which one cannot be: it is named, and the others are as they were.
+fn all_targets_are_attached_or_none() -> Test {
+    let lab = Lab::new(&["a", "b", "c", "d"])?;
+    let targets: Vec<String> = lab.containers.iter().map(|c| path_of(&c.netns)).collect();
+    let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+    let attach = [&["attach"], &targets[..]].concat();
+    let (code, out, err) = nvcli(&lab, &attach)?;
+    same(&err, code, Some(0))?;
+    same("rows", out.lines().count(), 5)?;
+    // In the order of the targets.
+    for (target, row) in targets.iter().zip(out.lines().skip(1)) {
+        let end = target.rsplit('/').next().unwrap_or_default();
+        ensure(row.contains(end), format!("{target}: {row}"))?;
+    }
+    let (code, out, _) = nvcli(&lab, &["detach", "--all"])?;
+    same("exit code", code, Some(0))?;
+    same("detached", out.lines().count(), 4)?;
+
+    sh_in(
+        &lab.containers[2].netns,
+        "ip link add br0 type bridge && ip link set eth0 master br0",
+    )?;
+    let (code, out, err) = nvcli(&lab, &attach)?;
+    same(&err, code, Some(1))?;
+    same("rows", &out[..], "")?;
+    ensure(
+        err.contains(&format!("cannot attach {}", targets[2])) && err.contains("a port of `br0`"),
+        err,
+    )?;
+    same("attached", nvnet::list(&lab.host)?, vec![])?;
+    same(
+        "links of ours",
+        sh_in(&lab.host, "ip -o link show | grep nv- | cat")?,
+        String::new(),
+    )?;
+    for container in &lab.containers {
+        let links = sh_in(&container.netns, "ip -o link show | grep nv- | cat")?;
+        same("links inside", links, String::new())?;
+    }
+    Ok(())
 }
 
 fn path_of(netns: &Netns) -> String {
