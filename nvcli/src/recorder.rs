@@ -139,8 +139,12 @@ impl Drop for Served {
     }
 }
 
-/// Answers for `recorder`, which keeps frames of the nv-br in `netns`.
-pub(crate) fn serve(recorder: Arc<Recorder>, netns: NetnsId) -> Result<Served> {
+/// Answers for `recorder`, which keeps frames of the nv-br in `netns`, in a thread that runs `prepare` first.
+pub(crate) fn serve(
+    recorder: Arc<Recorder>,
+    netns: NetnsId,
+    prepare: impl FnOnce() + Send + 'static,
+) -> Result<Served> {
     let directory = directory();
     let path = directory.join(format!("recorder-{}.sock", std::process::id()));
     let failed = |source: io::Error| {
@@ -162,6 +166,7 @@ pub(crate) fn serve(recorder: Arc<Recorder>, netns: NetnsId) -> Result<Served> {
         std::thread::Builder::new()
             .name("recorder".to_owned())
             .spawn(move || {
+                prepare();
                 for client in listener.incoming() {
                     if over.load(Ordering::Acquire) {
                         break;

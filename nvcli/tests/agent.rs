@@ -80,6 +80,11 @@ fn main() {
     );
     add("an_agent_keeps_frames", NETNS, an_agent_keeps_frames);
     add(
+        "threads_have_the_rights_that_they_need",
+        NETNS,
+        threads_have_the_rights_that_they_need,
+    );
+    add(
         "peers_have_the_names_that_were_asked_for",
         DNS,
         peers_have_the_names_that_were_asked_for,
@@ -904,6 +909,95 @@ fn what_an_agent_does_not_do_a_ring_does() -> Result<(), Failed> {
         )?;
     }
     agent.end().map(drop)
+}
+
+/// What /proc says of a thread's rights: capabilities it may have, has and hands on, no_new_privs, and filters of system calls.
+#[derive(Debug, PartialEq, Eq)]
+struct Rights {
+    permitted: u64,
+    effective: u64,
+    inheritable: u64,
+    has_no_new_privs: bool,
+    filters: u64,
+}
+
+impl Rights {
+    fn of(status: &str) -> Result<Self, Failed> {
+        let value = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            line.map(str::trim).ok_or(format!("no {key} {status}"))
+        };
+        let set = |key| Ok::<_, Failed>(u64::from_str_radix(value(key)?, 16)?);
+        Ok(Self {
+            permitted: set("CapPrm:")?,
+            effective: set("CapEff:")?,
+            inheritable: set("CapInh:")?,
+            has_no_new_privs: value("NoNewPrivs:")? == "1",
+            filters: value("Seccomp_filters:")?.parse()?,
+        })
+    }
+}
+
+fn threads_have_the_rights_that_they_need() -> Result<(), Failed> {
+    let lab = Lab::new(&["web"])?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("agent.toml");
+    let exported = folder.path().join("flows.json");
+    let text = format!(
+        "targets = [{:?}]\n[recorder]\nsize = \"1MiB\"\n[[export]]\nkind = \"file\"\npath = {exported:?}\n\
+         [[export]]\nkind = \"prometheus\"\naddress = \"127.0.0.1:0\"\n",
+        target(&lab.containers[0].netns)
+    );
+    std::fs::write(&file, text)?;
+    let agent = Agent::start(
+        &lab.host,
+        &["--no-engine", "--config", &file.display().to_string()],
+    )?;
+    // Somebody who listens, so that the thread that answers him is there too.
+    let tells = format!("the agent (process {}) tells", agent.child.id());
+    let listener = Beside::start(&agent, &["flows", "--output", "json"], &tells)?;
+    let bits = |bits: &[u32]| bits.iter().fold(0, |all, bit| all | 1 << bit);
+    // DAC_OVERRIDE, NET_BROADCAST, NET_ADMIN, NET_RAW, SYS_PTRACE, SYS_ADMIN, PERFMON, BPF: include/uapi/linux/capability.h.
+    let attaching = bits(&[1, 11, 12, 13, 19, 21, 38, 39]);
+    let (none, override_only, raw) = (0, bits(&[1]), bits(&[13]));
+    let expected: BTreeMap<&str, (u64, u64)> = [
+        ("nvcli", (override_only, 2)),
+        ("keeper", (attaching, 1)),
+        ("ring-0", (raw, 4)),
+        ("collect", (none, 4)),
+        ("links", (none, 4)),
+        ("api", (none, 4)),
+        ("api-answer", (none, 4)),
+        ("recorder", (none, 4)),
+        ("export-file", (none, 4)),
+        ("export-promethe", (none, 4)),
+        ("metrics", (none, 4)),
+    ]
+    .into();
+    let mut seen = BTreeSet::new();
+    for thread in std::fs::read_dir(format!("/proc/{}/task", agent.child.id()))? {
+        let thread = thread?.path();
+        let name = std::fs::read_to_string(thread.join("comm"))?;
+        let name = name.trim();
+        let (capabilities, filters) = *expected
+            .get(name)
+            .ok_or_else(|| format!("a thread called {name}"))?;
+        let rights = Rights::of(&std::fs::read_to_string(thread.join("status"))?)?;
+        let wanted = Rights {
+            permitted: capabilities,
+            effective: capabilities,
+            inheritable: 0,
+            has_no_new_privs: true,
+            filters,
+        };
+        same(&format!("rights of {name}"), rights, wanted)?;
+        seen.insert(name.to_owned());
+    }
+    same("threads", seen.len(), expected.len())?;
+    listener.end()?;
+    let said = agent.end()?;
+    ensure(!said.contains("given up"), said)?;
+    ensure(exported.exists(), "nothing was exported")
 }
 
 /// A server of DNS that knows some names, until it is asked for one without a dot.

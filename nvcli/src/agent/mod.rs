@@ -46,7 +46,7 @@ use crate::cmd::agent::Agent;
 use crate::engine::{Ended, Engine, EngineConfig, EngineStats};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
-use crate::export::{self, ExporterStats, Pace, Stage};
+use crate::export::{self, Export, ExporterStats, Pace, Stage};
 use crate::open::{host, net};
 use crate::queue::{self, Gauge, WhenFull};
 use crate::recorder::{self, Recorder};
@@ -340,9 +340,18 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
             .remedy("nvcli doctor")
     })?;
     drop(sender);
-    let stage = without_rights(|| Stage::start(&config.exports, Pace::Live))?;
+    let written: Vec<PathBuf> = config
+        .exports
+        .iter()
+        .filter_map(Export::writes_beneath)
+        .map(Path::to_owned)
+        .collect();
+    let stage = prepared(
+        || rights::of_exporter(&written),
+        || Stage::start(&config.exports, Pace::Live),
+    )?;
     let answering = recorder
-        .map(|recorder| without_rights(|| recorder::serve(recorder, host.id())))
+        .map(|recorder| recorder::serve(recorder, host.id(), rights::of_worker))
         .transpose()?;
     let state = Arc::new(State {
         host: host.clone(),
@@ -392,15 +401,25 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
     let links_to = news.clone();
     spawn(
         "links",
-        Box::new(move || follow_links(&mut links, &links_to)),
+        Box::new(move || {
+            rights::of_worker();
+            follow_links(&mut links, &links_to);
+        }),
     )?;
     if !engines.is_empty() {
         let to = news.clone();
-        spawn("engines", Box::new(move || follow_engines(engines, &to)))?;
+        spawn(
+            "engines",
+            Box::new(move || {
+                rights::of_listener();
+                follow_engines(engines, &to);
+            }),
+        )?;
     }
     api::serve(listener, &state, rights::of_worker)
         .map_err(|source| CliError::new("cannot start the thread api").because(source))?;
 
+    rights::of_main();
     let mut watchdog = Watchdog::new(&state);
     let ended = look_after(args, &state, &signals, &news, &keeping, &mut watchdog, say);
     tell_manager(&[sd_notify::NotifyState::Stopping]);
@@ -439,11 +458,11 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
     ended.and(exported)
 }
 
-/// Runs `start` in a thread that has no rights: nor have the threads that it starts.
-fn without_rights<T: Send>(start: impl FnOnce() -> T + Send) -> T {
+/// Runs `start` in a thread that gives up rights first: the threads that it starts have no more.
+fn prepared<T: Send>(prepare: impl FnOnce() + Send, start: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let started = scope.spawn(|| {
-            rights::of_worker();
+            prepare();
             start()
         });
         started

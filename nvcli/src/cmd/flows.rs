@@ -729,7 +729,7 @@ fn live(
     let recorder = match args.keep {
         Some(octets) => {
             let recorder = Recorder::new(octets, args.keep_for)?;
-            let served = recorder::serve(Arc::clone(&recorder), host()?.id())?;
+            let served = recorder::serve(Arc::clone(&recorder), host()?.id(), || ())?;
             Some((recorder, served))
         }
         None => None,

@@ -3,7 +3,7 @@
 //! Both give the same [`ExportConfig`]; a URL's options are its fields. [`ExportConfig::check`] makes of it what an exporter needs.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -156,6 +156,17 @@ pub(crate) struct Export {
     pub(crate) flush: Duration,
     /// Where to, and how.
     pub(crate) to: To,
+}
+
+impl Export {
+    /// The folder in which it makes files, if it does.
+    pub(crate) fn writes_beneath(&self) -> Option<&Path> {
+        match &self.to {
+            To::File(file) => Some(file.path.parent().unwrap_or(Path::new("/"))),
+            To::Nats(nats) => nats.spool.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 /// Where to, and how.
