@@ -102,31 +102,22 @@ pub(super) fn message(octets: &[u8], is_multicast: bool, asked: Option<u16>) -> 
     }
     let mut dns = Dns::default();
     let mut asked_for = 0;
-    if header.questions > 0 {
-        let name = name(&mut rest)?;
-        let (kind, class) = (rest.u16()?, rest.u16()?);
-        if !is_type(kind) || !is_class(class) || is_netbios(&name, kind) {
-            return None;
-        }
-        asked_for = kind;
-        dns.query_name = Some(name);
-        dns.query_type = Some(type_name(kind));
-        for _ in 1..header.questions {
-            if skip_name(&mut rest).and_then(|()| rest.take(4)).is_none() {
-                rest = Octets(&[]);
-            }
-        }
-    } else if header.answers > 0 || header.authorities > 0 {
-        // An announcement: what it is about stands for the question.
+    if header.questions > 0 || header.answers > 0 || header.authorities > 0 {
         let before = rest;
-        let name = name(&mut rest)?;
-        let (kind, class) = (rest.u16()?, rest.u16()?);
-        if !is_type(kind) || !is_class(class) || is_netbios(&name, kind) {
-            return None;
-        }
+        let (name, kind) = about(&mut rest)?;
         dns.query_name = Some(name);
         dns.query_type = Some(type_name(kind));
-        rest = before;
+        if header.questions > 0 {
+            asked_for = kind;
+            for _ in 1..header.questions {
+                if skip_name(&mut rest).and_then(|()| rest.take(4)).is_none() {
+                    rest = Octets(&[]);
+                }
+            }
+        } else {
+            // An announcement: what it is about stands for the question.
+            rest = before;
+        }
     }
     let mut resolved = Vec::new();
     if header.is_response() {
@@ -144,6 +135,13 @@ pub(super) fn message(octets: &[u8], is_multicast: bool, asked: Option<u16>) -> 
         resolved,
         dns,
     })
+}
+
+/// Name and type, and a class, as a question has them and a record begins with; `None` when they cannot be DNS's.
+fn about(rest: &mut Octets<'_>) -> Option<(Box<str>, u16)> {
+    let name = name(rest)?;
+    let (kind, class) = (rest.u16()?, rest.u16()?);
+    (is_type(kind) && is_class(class) && !is_netbios(&name, kind)).then_some((name, kind))
 }
 
 /// Whether octets are, as far as they go, the header of a message that is sent by itself.
