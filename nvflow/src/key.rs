@@ -302,20 +302,20 @@ pub(crate) const fn is_icmp_reply(protocol: u8, icmp_type: u8) -> bool {
 
 /// A keyed hash of keys, so that nobody can choose addresses and ports that collide.
 ///
-/// NH (of UMAC, RFC 4418) over the key's words, its 128 bits taken to 64 by multiply-shift (Dietzfelbinger, 1996) under secret numbers
-/// that SipHash-1-3 makes of the hasher's key; then a fixed permutation (of MurmurHash3), which leaves nothing of the order of keys that are
-/// alike. For any two keys, chosen by whoever does not know the secret, their hashes are two independent random numbers but for a chance of
-/// 2^-64: a collision in any bits of it is as likely as there are such bits, whatever the keys. That holds as long as nobody is told
-/// hashes, and nothing here tells them. Somebody who could time single lookups might work the secret out, which SipHash
-/// alone, at three times the cost, would not let them.
+/// Pair-multiply-shift (Dietzfelbinger; Thorup, "High speed hashing for integers and strings", 2015) over the key's twelve half words,
+/// under secret numbers that SipHash-1-3 makes of the hasher's key; then a fixed permutation (of MurmurHash3), which leaves nothing of the
+/// order of keys that are alike. For any two keys, chosen by whoever does not know the secret, their hashes are two independent random
+/// numbers of 32 bits: a collision in any bits of them is as likely as there are such bits, whatever the keys. That holds as long as nobody is
+/// told hashes, and nothing here tells them. Somebody who could time single lookups might work the secret out, which SipHash alone, at
+/// many times the cost, would not let them.
 #[derive(Clone, Copy)]
 pub struct KeyHasher {
-    /// Added to the words before they are multiplied in pairs.
-    add: [u64; 6],
-    /// What the pair of the third and fourth word of addresses comes to when both are 0, as of IPv4.
-    absent: u128,
-    /// Factors of the sum's lower and upper half, and what is added to the products.
-    spread: [u128; 3],
+    /// Added to the half words before they are multiplied in pairs: a pair for each word, those of every key first.
+    add: [u64; 12],
+    /// Added to the sum.
+    base: u64,
+    /// The same, with what the words come to that are 0 in a key of IPv4.
+    base_ipv4: u64,
 }
 
 impl std::fmt::Debug for KeyHasher {
@@ -327,18 +327,25 @@ impl std::fmt::Debug for KeyHasher {
 impl KeyHasher {
     /// A hasher under `key`.
     pub const fn new(key: [u64; 2]) -> Self {
-        let mut secret = [0; 12];
+        let mut add = [0; 12];
         let mut place = 0;
-        while place < secret.len() {
-            secret[place] = siphash(key, place as u64);
+        while place < add.len() {
+            add[place] = siphash(key, place as u64);
             place += 1;
         }
-        let [a, b, c, d, e, f, low @ ..] = secret;
-        let [g, h, i, j, k, l] = low;
+        let base = siphash(key, add.len() as u64);
+        let absent = [
+            add[6].wrapping_mul(add[7]),
+            add[8].wrapping_mul(add[9]),
+            add[10].wrapping_mul(add[11]),
+        ];
         Self {
-            add: [a, b, c, d, e, f],
-            absent: product(e, f),
-            spread: [join(g, h), join(i, j), join(k, l)],
+            add,
+            base,
+            base_ipv4: base
+                .wrapping_add(absent[0])
+                .wrapping_add(absent[1])
+                .wrapping_add(absent[2]),
         }
     }
 
@@ -348,48 +355,42 @@ impl KeyHasher {
         Self::new([source.hash_one(0_u64), source.hash_one(1_u64)])
     }
 
-    /// The hash of `key`.
+    /// The hash of `key`: 32 bits, in both halves.
     #[inline(always)]
     pub fn hash(&self, key: &FlowKey) -> u64 {
-        let [a, b, c, d, e, f] = self.add;
         let [first, second, third, fourth] = key.addresses;
         let [word, extra] = key.rest;
-        let pair = |x: u64, add_x: u64, y: u64, add_y: u64| {
-            product(x.wrapping_add(add_x), y.wrapping_add(add_y))
-        };
+        let mut sum = self
+            .pair(0, first)
+            .wrapping_add(self.pair(2, word))
+            .wrapping_add(self.pair(4, extra));
         // Whether it is IPv6 is in the word.
-        let last = if key.is_ipv6() {
-            pair(third, e, fourth, f)
+        sum = sum.wrapping_add(if key.is_ipv6() {
+            self.pair(6, second)
+                .wrapping_add(self.pair(8, third))
+                .wrapping_add(self.pair(10, fourth))
+                .wrapping_add(self.base)
         } else {
-            self.absent
-        };
-        let sum = pair(first, a, word, b)
-            .wrapping_add(pair(extra, c, second, d))
-            .wrapping_add(last);
-        let [low, high, more] = self.spread;
-        let spread = low
-            .wrapping_mul(u128::from(sum as u64))
-            .wrapping_add(high.wrapping_mul(sum >> 64))
-            .wrapping_add(more);
-        permuted((spread >> 64) as u64)
+            self.base_ipv4
+        });
+        let hash = u64::from(permuted((sum >> 32) as u32));
+        (hash << 32) | hash
+    }
+
+    #[inline(always)]
+    const fn pair(&self, place: usize, word: u64) -> u64 {
+        (word >> 32)
+            .wrapping_add(self.add[place])
+            .wrapping_mul((word & 0xffff_ffff).wrapping_add(self.add[place + 1]))
     }
 }
 
-/// The last step of MurmurHash3: each bit of `word` changes each bit of the result for half of all words.
+/// The last step of MurmurHash3 for 32 bits: each bit of `word` changes each bit of the result for half of all words.
 #[inline(always)]
-const fn permuted(mut word: u64) -> u64 {
-    word = (word ^ (word >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    word = (word ^ (word >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    word ^ (word >> 33)
-}
-
-#[inline(always)]
-const fn product(a: u64, b: u64) -> u128 {
-    (a as u128) * (b as u128)
-}
-
-const fn join(high: u64, low: u64) -> u128 {
-    ((high as u128) << 64) | low as u128
+const fn permuted(mut word: u32) -> u32 {
+    word = (word ^ (word >> 16)).wrapping_mul(0x85eb_ca6b);
+    word = (word ^ (word >> 13)).wrapping_mul(0xc2b2_ae35);
+    word ^ (word >> 16)
 }
 
 /// SipHash-1-3 of the eight octets of `word`.
@@ -453,33 +454,32 @@ mod tests {
         FlowKey { addresses, rest }
     }
 
-    /// What the hash is by definition, in numbers of any length.
+    /// What the hash is by definition, over all half words whatever the key.
     #[test]
-    fn hash_is_nh_and_multiply_shift() {
+    fn hash_is_pair_multiply_shift() {
         let hasher = KeyHasher::new(KEY);
-        let secret = |place: u64| siphash(KEY, place);
+        let secret = |place: usize| siphash(KEY, place as u64);
         for (addresses, rest) in [
             ([0x0a00_0001_0a00_0002, 0, 0, 0], [0x1234_0000_0640, 0]),
             ([1, 2, 3, u64::MAX], [flag::V6 | 0xffff << 32, u64::MAX]),
             ([u64::MAX; 4], [u64::MAX; 2]),
         ] {
             let [a, b, c, d] = addresses;
-            let words = [a, rest[0], rest[1], b, c, d];
-            let mut sum = 0_u128;
-            for pair in 0..3 {
-                let [x, y] = [2 * pair, 2 * pair + 1]
-                    .map(|place| u128::from(words[place].wrapping_add(secret(place as u64))));
-                sum = sum.wrapping_add(x * y);
-            }
-            let factor = |place: u64| join(secret(place), secret(place + 1));
-            let (low, high) = (sum & u128::from(u64::MAX), sum >> 64);
-            let spread = factor(6)
-                .wrapping_mul(low)
-                .wrapping_add(factor(8).wrapping_mul(high))
-                .wrapping_add(factor(10));
+            let halves = [a, rest[0], rest[1], b, c, d]
+                .map(|word| [word >> 32, word & 0xffff_ffff])
+                .concat();
+            let sum = halves
+                .chunks(2)
+                .enumerate()
+                .fold(secret(12), |sum, (pair, words)| {
+                    let [x, y] =
+                        [0, 1].map(|half| words[half].wrapping_add(secret(2 * pair + half)));
+                    sum.wrapping_add(x.wrapping_mul(y))
+                });
+            let hash = u64::from(permuted((sum >> 32) as u32));
             assert_eq!(
                 hasher.hash(&key(addresses, rest)),
-                permuted((spread >> 64) as u64),
+                (hash << 32) | hash,
                 "{addresses:x?}"
             );
         }
