@@ -491,6 +491,25 @@ impl Order {
 }
 
 impl Format {
+    /// The next frame of the run that goes on with `octets`, and the length of its record; `None` where the run ends.
+    #[inline(never)]
+    fn frame<'f>(&self, mut octets: &'f [u8], walk: &mut Walk) -> Option<(Frame<'f>, usize)> {
+        while !walk.ended {
+            match self.record(octets) {
+                Record::Frame(frame, length) => return Some((frame, length)),
+                Record::Skip(length) if length <= octets.len() as u64 => {
+                    walk.at += length as usize;
+                    octets = octets.get(length as usize..).unwrap_or_default();
+                }
+                // For `CaptureFile::advance` to deal with.
+                Record::Skip(_) | Record::Control(_) | Record::Need(_) | Record::Damaged(_) => {
+                    walk.ended = true;
+                }
+            }
+        }
+        None
+    }
+
     #[inline(always)]
     fn record<'f>(&self, octets: &'f [u8]) -> Record<'f> {
         match self {
@@ -540,6 +559,48 @@ impl Pcap {
             frame(octets, wire_len, self.fcs_len, meta),
             self.head_len + kept,
         )
+    }
+}
+
+/// A file whose records are as those of nearly all: next to nothing is to be asked of each.
+#[derive(Clone, Copy, Debug)]
+struct Usual {
+    big_endian: bool,
+    unit: u64,
+    link_type: LinkType,
+    fcs_len: u32,
+}
+
+impl Pcap {
+    fn usual(&self) -> Option<Usual> {
+        (self.head_len == 16 && self.lengths_swapped == Swapped::No).then_some(Usual {
+            big_endian: self.big_endian,
+            unit: self.unit,
+            link_type: self.link_type,
+            fcs_len: self.fcs_len,
+        })
+    }
+}
+
+impl Usual {
+    /// The frame that `octets` begin with, if all of it is there, and the length of its record.
+    #[inline(always)]
+    fn record<'f>(&self, octets: &'f [u8]) -> Option<(Frame<'f>, usize)> {
+        let (head, behind) = octets.split_first_chunk::<16>()?;
+        let [seconds, parts, kept, wire_len] = std::array::from_fn(|place| {
+            let word = u128::from_le_bytes(*head) >> (32 * place);
+            if self.big_endian {
+                (word as u32).swap_bytes()
+            } else {
+                word as u32
+            }
+        });
+        let octets = behind.get(..kept as usize)?;
+        let nanos = u64::from(seconds) * 1_000_000_000 + u64::from(parts) * self.unit;
+        let mut meta = FrameMeta::ethernet(Timestamp::from_nanos(nanos), wire_len);
+        meta.link_type = self.link_type;
+        let frame = frame(octets, wire_len, self.fcs_len, meta);
+        Some((frame, 16 + kept as usize))
     }
 }
 
@@ -881,41 +942,32 @@ impl<'b> Iterator for FileFrames<'b> {
 
     #[inline]
     fn next(&mut self) -> Option<Frame<'b>> {
-        while !self.walk.ended {
-            let octets = self.octets.get(self.walk.at..).unwrap_or_default();
-            match self.format.record(octets) {
-                Record::Frame(frame, length) => {
-                    self.walk.count(&frame, length);
-                    return Some(frame);
-                }
-                Record::Skip(length) if length <= octets.len() as u64 => {
-                    self.walk.at += length as usize;
-                }
-                // For `CaptureFile::advance` to deal with.
-                Record::Skip(_) | Record::Control(_) | Record::Need(_) | Record::Damaged(_) => {
-                    self.walk.ended = true;
-                }
-            }
-        }
-        None
+        let octets = self.octets.get(self.walk.at..).unwrap_or_default();
+        let (frame, length) = self.format.frame(octets, &mut self.walk)?;
+        self.walk.count(&frame, length);
+        Some(frame)
     }
 
     /// As by [`next`](Self::next), at half the cost: frames stay in registers, and so does how far the walk has come.
     #[inline(always)]
     fn fold<A, F: FnMut(A, Frame<'b>) -> A>(mut self, mut sum: A, mut f: F) -> A {
         let mut walk = self.walk;
-        while !walk.ended {
+        let usual = match self.format {
+            Format::Pcap(format) => format.usual(),
+            _ => None,
+        };
+        // One call of `f` for all formats: two of them would not be inlined.
+        loop {
             let octets = self.octets.get(walk.at..).unwrap_or_default();
-            match self.format.record(octets) {
-                Record::Frame(frame, length) => {
-                    walk.count(&frame, length);
-                    sum = f(sum, frame);
-                }
-                Record::Skip(length) if length <= octets.len() as u64 => walk.at += length as usize,
-                Record::Skip(_) | Record::Control(_) | Record::Need(_) | Record::Damaged(_) => {
-                    walk.ended = true;
-                }
-            }
+            let (frame, length) = match usual.and_then(|usual| usual.record(octets)) {
+                Some(record) => record,
+                None => match self.format.frame(octets, &mut walk) {
+                    Some(record) => record,
+                    None => break,
+                },
+            };
+            walk.count(&frame, length);
+            sum = f(sum, frame);
         }
         self.walk = walk;
         sum

@@ -38,7 +38,7 @@ pub use ethernet::Ethernet;
 pub use icmp::Icmp;
 pub use ipv4::Ipv4;
 pub use ipv6::Ipv6;
-pub use plain::Plain;
+pub use plain::{Plain, PlainVisitor};
 pub use segments::{SegmentSource, Segments};
 pub use tcp::{Tcp, control};
 pub use tunnel::{Tunnel, TunnelKind};

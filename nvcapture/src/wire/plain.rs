@@ -24,10 +24,40 @@ pub struct Plain<'f> {
     pub payload_octets: u32,
 }
 
+/// What is done with [`Plain`] headers.
+///
+/// Not a closure, since of those nobody can demand that they are inlined.
+pub trait PlainVisitor<'f> {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn visit(self, plain: Plain<'f>) -> Self::Output;
+}
+
+/// Hands them out.
+struct Itself;
+
+impl<'f> PlainVisitor<'f> for Itself {
+    type Output = Plain<'f>;
+
+    #[inline(always)]
+    fn visit(self, plain: Plain<'f>) -> Plain<'f> {
+        plain
+    }
+}
+
 impl<'f> Plain<'f> {
     /// The headers of `frame`, if it is a plain one.
     #[inline(always)]
     pub fn of(frame: &Frame<'f>) -> Option<Self> {
+        Self::show(frame, Itself)
+    }
+
+    /// As [`of`](Self::of), and shows them to `visitor`: for each kind of headers by a call of its own, so that, where that is inlined, no
+    /// kind is asked for that is known already.
+    #[inline(always)]
+    pub fn show<V: PlainVisitor<'f>>(frame: &Frame<'f>, visitor: V) -> Option<V::Output> {
         if frame.meta().link_type != LinkType::ETHERNET {
             return None;
         }
@@ -43,14 +73,12 @@ impl<'f> Plain<'f> {
                     return None;
                 }
                 let body_octets = octets.checked_sub(20)?;
-                Self::carrying(
-                    ethernet,
-                    Ip::V4(ip),
-                    ip.protocol(),
-                    octets,
-                    body,
-                    body_octets,
-                )
+                let headers = (ethernet, Ip::V4(ip), octets);
+                match ip.protocol() {
+                    protocol::TCP => Some(visitor.visit(Self::tcp(headers, body, body_octets)?)),
+                    protocol::UDP => Some(visitor.visit(Self::udp(headers, body, body_octets)?)),
+                    _ => None,
+                }
             }
             ether_type::IPV6 => {
                 let (head, body) = rest.split_first_chunk()?;
@@ -61,51 +89,59 @@ impl<'f> Plain<'f> {
                 if ip.version() != 6 || octets > on_wire {
                     return None;
                 }
-                Self::carrying(
-                    ethernet,
-                    Ip::V6(ip),
-                    ip.next_header(),
-                    octets,
-                    body,
-                    body_octets,
-                )
+                let headers = (ethernet, Ip::V6(ip), octets);
+                match ip.next_header() {
+                    protocol::TCP => Some(visitor.visit(Self::tcp(headers, body, body_octets)?)),
+                    protocol::UDP => Some(visitor.visit(Self::udp(headers, body, body_octets)?)),
+                    _ => None,
+                }
             }
             _ => None,
         }
     }
 
     #[inline(always)]
-    fn carrying(
-        ethernet: Ethernet<'f>,
-        ip: Ip<'f>,
-        protocol: u8,
-        ip_octets: u32,
+    fn tcp(
+        (ethernet, ip, ip_octets): (Ethernet<'f>, Ip<'f>, u32),
         body: &'f [u8],
         body_octets: u32,
     ) -> Option<Self> {
-        let (transport, payload_octets) = match protocol {
-            protocol::TCP if body_octets >= 20 => {
-                let tcp = Tcp(body.first_chunk()?);
-                let header = tcp.header_octets().max(20) as u32;
-                (Transport::Tcp(tcp), body_octets.saturating_sub(header))
-            }
-            protocol::UDP if body_octets >= 8 => {
-                let udp = Udp(body.first_chunk()?);
-                let length = match u32::from(udp.length()) {
-                    0 => body_octets,
-                    length => length.min(body_octets),
-                };
-                (Transport::Udp(udp), length.saturating_sub(8))
-            }
-            _ => return None,
+        if body_octets < 20 {
+            return None;
+        }
+        let tcp = Tcp(body.first_chunk()?);
+        let header = tcp.header_octets().max(20) as u32;
+        Some(Self {
+            ethernet,
+            ip,
+            protocol: protocol::TCP,
+            ip_octets,
+            transport: Transport::Tcp(tcp),
+            payload_octets: body_octets.saturating_sub(header),
+        })
+    }
+
+    #[inline(always)]
+    fn udp(
+        (ethernet, ip, ip_octets): (Ethernet<'f>, Ip<'f>, u32),
+        body: &'f [u8],
+        body_octets: u32,
+    ) -> Option<Self> {
+        if body_octets < 8 {
+            return None;
+        }
+        let udp = Udp(body.first_chunk()?);
+        let length = match u32::from(udp.length()) {
+            0 => body_octets,
+            length => length.min(body_octets),
         };
         Some(Self {
             ethernet,
             ip,
-            protocol,
+            protocol: protocol::UDP,
             ip_octets,
-            transport,
-            payload_octets,
+            transport: Transport::Udp(udp),
+            payload_octets: length.saturating_sub(8),
         })
     }
 }
