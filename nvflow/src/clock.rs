@@ -26,13 +26,25 @@ impl Clock {
     /// The time after a frame was seen at `micros`.
     #[inline]
     pub(crate) fn advance(&mut self, micros: u64) -> u64 {
+        let passed = micros.wrapping_sub(self.anchor);
+        if passed <= Self::LEAP && self.micros <= u64::MAX - Self::LEAP {
+            self.micros += passed;
+            self.anchor = micros;
+        } else {
+            self.leap(micros);
+        }
+        self.now()
+    }
+
+    /// The same after a leap, or when it goes back.
+    #[cold]
+    fn leap(&mut self, micros: u64) {
         if let Some(passed) = micros.checked_sub(self.anchor) {
             self.micros = self.micros.saturating_add(passed.min(Self::LEAP));
             self.anchor = micros;
         } else if self.anchor - micros > Self::STEP {
             self.anchor = micros;
         }
-        self.now()
     }
 
     /// The time, in ticks.

@@ -60,8 +60,8 @@ pub struct MeterConfig {
     pub decapsulate: bool,
     /// Whether equal addresses and ports on different VLANs are different connections. Default: yes.
     pub vlan_in_key: bool,
-    /// Whether to keep what [`crate::TcpRecord`] holds beside the state: round trips, retransmissions and so on. Costs 56 octets of
-    /// memory for each TCP connection that got past its SYN. Default: yes.
+    /// Whether to keep what [`crate::TcpRecord`] holds beside the state: round trips, retransmissions and so on. Costs 24 octets of
+    /// memory for each TCP connection that loses something, and time for each segment. Default: yes.
     pub tcp_metrics: bool,
     /// Whether and how far to find out what connections speak, from the octets they begin with. Costs a look at the first packets of each
     /// connection, and memory for the names found; see [`Identify`]. Default: not at all, since it is the one thing that looks at payload.

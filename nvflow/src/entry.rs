@@ -1,11 +1,11 @@
-//! A connection as the table keeps it: two cache lines, one more for what TCP tells beside its state, half a one for IPv6 addresses.
+//! A connection as the table keeps it: two and a half cache lines, half a one more for IPv6 addresses.
 
 use nvcapture::Timestamp;
 use nvcapture::wire::{Tunnel, protocol};
 
 use crate::clock::Clock;
 use crate::key::flag;
-use crate::tcp::{Segment, TcpBlock, TcpEvents};
+use crate::tcp::{NO_EVENTS, Segment, TcpBlock, TcpEvents, small};
 use crate::{
     Direction, Endpoint, FlowEndReason, FlowKey, FlowRecord, Labels, Side, TcpRecord, TcpState,
     Vantage,
@@ -14,44 +14,97 @@ use crate::{
 /// No slot.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// Counters of 48 bits, two directions: packets, IP octets, frame octets, payload octets.
+/// What a frame adds to [`Counters`]: packets, IP octets, frame octets, payload octets; two in a word, the first in its lower half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Amounts([u64; 2]);
+
+impl Amounts {
+    /// The most of each: no frame is longer, though one may say so.
+    pub(crate) const MOST: u32 = u32::MAX >> 1;
+
+    /// Each at most [`Self::MOST`].
+    #[inline(always)]
+    pub(crate) const fn new([packets, octets, layer2_octets, payload_octets]: [u32; 4]) -> Self {
+        debug_assert!((packets | octets | layer2_octets | payload_octets) <= Self::MOST);
+        Self([
+            (octets as u64) << 32 | packets as u64,
+            (payload_octets as u64) << 32 | layer2_octets as u64,
+        ])
+    }
+
+    /// Each of them.
+    pub(crate) const fn each(self) -> [u32; 4] {
+        let [first, second] = self.0;
+        [
+            first as u32,
+            (first >> 32) as u32,
+            second as u32,
+            (second >> 32) as u32,
+        ]
+    }
+
+    #[inline(always)]
+    const fn packets(self) -> u32 {
+        self.0[0] as u32
+    }
+
+    #[inline(always)]
+    const fn payload_octets(self) -> u32 {
+        (self.0[1] >> 32) as u32
+    }
+}
+
+/// Counters of 47 bits, two directions, each of what [`Amounts`] holds.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
-    low: [[u32; 4]; 2],
+    /// 31 bits of each, two in a word as in [`Amounts`]: the bit above each is free to take a carry, so that two are added at once.
+    low: [[u64; 2]; 2],
+    /// What was carried.
     high: [[u16; 4]; 2],
 }
 
 impl Counters {
+    const CARRIES: u64 = 1 << 63 | 1 << 31;
+
     #[inline(always)]
-    fn add(&mut self, direction: usize, amounts: [u32; 4]) {
+    fn add(&mut self, direction: usize, amounts: Amounts) {
         let low = &mut self.low[direction];
-        let sums: [u32; 4] = std::array::from_fn(|place| low[place].wrapping_add(amounts[place]));
-        *low = sums;
-        let carries: [bool; 4] = std::array::from_fn(|place| sums[place] < amounts[place]);
-        if carries[0] | carries[1] | carries[2] | carries[3] {
-            self.carry(direction, carries);
+        *low = [
+            low[0].wrapping_add(amounts.0[0]),
+            low[1].wrapping_add(amounts.0[1]),
+        ];
+        if (low[0] | low[1]) & Self::CARRIES != 0 {
+            self.carry(direction);
         }
     }
 
-    /// Once in 4 GiB.
+    /// Once in 2 GiB.
     #[cold]
-    fn carry(&mut self, direction: usize, carries: [bool; 4]) {
-        for (high, carry) in self.high[direction].iter_mut().zip(carries) {
-            *high = high.wrapping_add(carry.into());
+    #[inline(never)]
+    fn carry(&mut self, direction: usize) {
+        for (word, high) in self.low[direction]
+            .iter_mut()
+            .zip(self.high[direction].chunks_exact_mut(2))
+        {
+            for (half, high) in high.iter_mut().enumerate() {
+                *high = high.wrapping_add((*word >> (31 + 32 * half) & 1) as u16);
+            }
+            *word &= !Self::CARRIES;
         }
     }
 
     #[inline]
     pub(crate) fn of(&self, direction: usize) -> [u64; 4] {
+        let low = &self.low[direction];
         std::array::from_fn(|place| {
-            (u64::from(self.high[direction][place]) << 32) | u64::from(self.low[direction][place])
+            let low = low[place / 2] >> (32 * (place % 2)) & 0xffff_ffff;
+            (u64::from(self.high[direction][place]) << 31) | low
         })
     }
 
-    /// Whether either side sent anything.
     #[inline]
     fn packets(&self, direction: usize) -> u64 {
-        (u64::from(self.high[direction][0]) << 32) | u64::from(self.low[direction][0])
+        (u64::from(self.high[direction][0]) << 31) | (self.low[direction][0] & 0xffff_ffff)
     }
 }
 
@@ -67,6 +120,8 @@ pub(crate) mod state {
     pub(crate) const RESET: u8 = 1 << 5;
     /// The handshake is done, or was not seen.
     pub(crate) const ESTABLISHED: u8 = 1 << 6;
+    /// Both sides have acknowledged something.
+    pub(crate) const BOTH_ACKNOWLEDGED: u8 = 1 << 7;
 
     /// Over and done, but for what comes late.
     #[inline]
@@ -95,7 +150,7 @@ mod mark {
 
 /// One connection.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(32))]
 pub(crate) struct Entry {
     /// IPv4: both addresses. IPv6: the slot of the addresses.
     pub(crate) addresses: u64,
@@ -103,32 +158,39 @@ pub(crate) struct Entry {
     pub(crate) rest: [u64; 2],
     /// When the first frame was seen. Unit: microseconds since the epoch.
     start: u64,
-    counters: Counters,
+    /// From first frame to last, in microseconds: low part.
+    duration_low: u32,
     /// The last frame's tick, low 32 bits.
     pub(crate) last: u32,
-    /// The next in the timer's bucket, or among the free.
-    pub(crate) next: u32,
-    pub(crate) previous: u32,
-    /// Per direction the sequence number behind the highest octet seen.
-    pub(crate) sequence: [u32; 2],
-    /// Per direction the highest acknowledgment.
-    pub(crate) acknowledged: [u32; 2],
-    /// From first frame to last, in microseconds: low and high part.
-    duration_low: u32,
-    duration_high: u16,
-    /// Per direction lowest and highest time to live.
-    ttl: [[u8; 2]; 2],
-    /// Per direction the code point of the last packet, and in the highest bit the TCP control bit AE.
-    dscp: [u8; 2],
-    /// Per direction all TCP control bits but AE.
-    pub(crate) control: [u8; 2],
     /// See [`state`].
     pub(crate) state: u8,
     /// See [`mark`].
     marks: u8,
+    /// Per direction the code point of the last packet.
+    dscp: [u8; 2],
+    /// Per direction all TCP control bits.
+    pub(crate) control: [u16; 2],
+    /// Per direction lowest and highest time to live.
+    ttl: [[u8; 2]; 2],
+    /// The next in the timer's bucket, or among the free.
+    pub(crate) next: u32,
+    pub(crate) previous: u32,
+    /// The high part.
+    duration_high: u16,
+    /// As `handshake`: the high parts.
+    handshake_high: [u8; 2],
+    pub(crate) counters: Counters,
+    /// Per direction the sequence number behind the highest octet seen.
+    pub(crate) sequence: [u32; 2],
+    /// Per direction the highest acknowledgment.
+    pub(crate) acknowledged: [u32; 2],
+    /// Of a connection that is [followed](Self::is_followed) only.
+    pub(crate) block: TcpBlock,
+    /// How long the handshake took to the client and to the server, in 24 bits, one more than it is, 0 for what is not known: low parts.
+    handshake: [u16; 2],
 }
 
-const _: () = assert!(size_of::<Entry>() == 128);
+const _: () = assert!(size_of::<Entry>() == 160);
 
 /// What of a timeout applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +211,7 @@ impl Class {
 
 /// What a frame tells of its connection.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub(crate) struct Step {
     pub(crate) key: FlowKey,
     pub(crate) hash: u64,
@@ -156,8 +219,8 @@ pub(crate) struct Step {
     pub(crate) micros: u64,
     /// The clock's time.
     pub(crate) now: u64,
-    /// What it adds to the counters: packets on the wire (1, unless it is a super-frame), octets of IP, of the frame, of the payload.
-    pub(crate) amounts: [u32; 4],
+    /// What it adds to the counters.
+    pub(crate) amounts: Amounts,
     /// The slot its connection may be in.
     pub(crate) candidate: u32,
     pub(crate) segment: Segment,
@@ -181,7 +244,7 @@ impl Step {
         hash: 0,
         micros: 0,
         now: 0,
-        amounts: [0; 4],
+        amounts: Amounts([0; 2]),
         candidate: NONE,
         segment: Segment {
             sequence: 0,
@@ -208,14 +271,20 @@ impl Step {
         self.key.addresses[3] = key.addresses[3];
     }
 
+    /// Microseconds since the first frame of the connection in `entry`; more than any timeout where this one is before that.
+    #[inline(always)]
+    pub(crate) const fn since(&self, entry: &Entry) -> u64 {
+        self.micros.wrapping_sub(entry.start)
+    }
+
     #[inline(always)]
     pub(crate) const fn packets(&self) -> u32 {
-        self.amounts[0]
+        self.amounts.packets()
     }
 
     #[inline(always)]
     pub(crate) const fn payload_octets(&self) -> u32 {
-        self.amounts[3]
+        self.amounts.payload_octets()
     }
 }
 
@@ -225,22 +294,25 @@ impl Entry {
         addresses: 0,
         rest: [0; 2],
         start: 0,
-        counters: Counters {
-            low: [[0; 4]; 2],
-            high: [[0; 4]; 2],
-        },
-        last: 0,
-        next: NONE,
-        previous: NONE,
-        sequence: [0; 2],
-        acknowledged: [0; 2],
         duration_low: 0,
-        duration_high: 0,
-        ttl: [[u8::MAX, 0]; 2],
-        dscp: [0; 2],
-        control: [0; 2],
+        last: 0,
         state: 0,
         marks: 0,
+        dscp: [0; 2],
+        control: [0; 2],
+        ttl: [[u8::MAX, 0]; 2],
+        next: NONE,
+        previous: NONE,
+        duration_high: 0,
+        handshake_high: [0; 2],
+        counters: Counters {
+            low: [[0; 2]; 2],
+            high: [[0; 4]; 2],
+        },
+        sequence: [0; 2],
+        acknowledged: [0; 2],
+        block: TcpBlock::EMPTY,
+        handshake: [0; 2],
     };
 
     /// A free entry, and the next one.
@@ -310,7 +382,9 @@ impl Entry {
         self.marks & mark::FOLLOWED != 0
     }
 
-    pub(crate) fn set_followed(&mut self) {
+    /// Begins to keep it.
+    pub(crate) fn follow(&mut self) {
+        self.block = TcpBlock::EMPTY;
         self.marks |= mark::FOLLOWED;
     }
 
@@ -405,7 +479,7 @@ impl Entry {
     #[inline]
     pub(crate) fn class_in(&self, state: u8) -> Class {
         match self.protocol() {
-            protocol::TCP if state & !state::ESTABLISHED == 0 => {
+            protocol::TCP if state & !(state::ESTABLISHED | state::BOTH_ACKNOWLEDGED) == 0 => {
                 if state & state::ESTABLISHED != 0 {
                     Class::TcpEstablished
                 } else {
@@ -423,6 +497,18 @@ impl Entry {
     /// Counts the frame of `step`.
     #[inline(always)]
     pub(crate) fn count(&mut self, step: &Step) {
+        match step.micros.checked_sub(self.start) {
+            Some(since_start) => self.count_at(step, since_start),
+            None => {
+                self.begin_earlier(step.micros);
+                self.count_at(step, 0);
+            }
+        }
+    }
+
+    /// The same, so many microseconds after the first frame.
+    #[inline(always)]
+    pub(crate) fn count_at(&mut self, step: &Step, since_start: u64) {
         let side = step.direction as usize;
         self.counters.add(side, step.amounts);
         self.last = step.now as u32;
@@ -431,11 +517,39 @@ impl Entry {
         if *ttl != [step.ttl; 2] {
             *ttl = [ttl[0].min(step.ttl), ttl[1].max(step.ttl)];
         }
-        self.dscp[side] = (self.dscp[side] & 0x80) | step.dscp;
-        match step.micros.checked_sub(self.start) {
-            Some(duration) => self.set_duration(duration.max(self.duration())),
-            None => self.begin_earlier(step.micros),
+        self.dscp[side] = step.dscp;
+        if (since_start >> 32 == 0) & (self.duration_high == 0) {
+            self.duration_low = self.duration_low.max(since_start as u32);
+        } else {
+            self.lasts(since_start);
         }
+    }
+
+    /// What lasts longer than 71 minutes.
+    #[cold]
+    fn lasts(&mut self, since_start: u64) {
+        self.set_duration(self.duration().max(since_start));
+    }
+
+    const fn duration(&self) -> u64 {
+        ((self.duration_high as u64) << 32) | self.duration_low as u64
+    }
+
+    fn set_duration(&mut self, micros: u64) {
+        let micros = micros.min((1 << 48) - 1);
+        self.duration_low = micros as u32;
+        self.duration_high = (micros >> 32) as u16;
+    }
+
+    /// Notes how long the handshake took, to the client (0) or to the server (1).
+    pub(crate) fn set_handshake(&mut self, to: usize, micros: u32) {
+        let [low @ .., high] = small(micros.saturating_add(1));
+        self.handshake[to] = u16::from_le_bytes(low);
+        self.handshake_high[to] = high;
+    }
+
+    fn handshake_to(&self, to: usize) -> Option<u32> {
+        ((u32::from(self.handshake_high[to]) << 16) | u32::from(self.handshake[to])).checked_sub(1)
     }
 
     /// A frame that was overtaken by the first one seen; one from before the clock was set back tells nothing.
@@ -448,35 +562,17 @@ impl Entry {
         }
     }
 
-    #[inline]
-    const fn duration(&self) -> u64 {
-        ((self.duration_high as u64) << 32) | self.duration_low as u64
-    }
-
-    #[inline]
-    fn set_duration(&mut self, micros: u64) {
-        let micros = micros.min((1 << 48) - 1);
-        self.duration_low = micros as u32;
-        self.duration_high = (micros >> 32) as u16;
-    }
-
-    /// Adds TCP control bits to those seen of `side`.
-    #[inline]
-    pub(crate) fn add_control(&mut self, side: usize, bits: u16) {
-        self.control[side] |= bits as u8;
-        self.dscp[side] |= ((bits >> 8) as u8 & 1) << 7;
-    }
-
     /// Begins the next record of a connection that goes on: counts start again, what is known of it stays.
     pub(crate) fn begin_anew(&mut self, micros: u64) {
         self.start = micros;
         self.counters = Counters::default();
         self.set_duration(0);
+        self.block.begin_anew();
         self.ttl = [[u8::MAX, 0]; 2];
         self.dscp = [0; 2];
         // Without the bits of a side its sequence numbers are not known: keep the one bit that says they are.
         for control in &mut self.control {
-            *control &= nvcapture::wire::control::ACK as u8;
+            *control &= nvcapture::wire::control::ACK;
         }
     }
 
@@ -488,7 +584,7 @@ impl Entry {
             return TcpState::Closed;
         }
         if !fin(initiator) && !fin(responder) {
-            let answered = self.control[responder] & nvcapture::wire::control::SYN as u8 != 0;
+            let answered = self.control[responder] & nvcapture::wire::control::SYN != 0;
             return match (self.has(state::ESTABLISHED), answered) {
                 (true, _) => TcpState::Established,
                 (false, true) => TcpState::SynReceived,
@@ -520,7 +616,7 @@ impl Entry {
     pub(crate) fn record(
         &self,
         addresses: [u64; 4],
-        block: Option<(&TcpBlock, &TcpEvents)>,
+        events: &TcpEvents,
         tunnel: Option<Tunnel>,
         reason: Option<FlowEndReason>,
     ) -> FlowRecord {
@@ -538,11 +634,10 @@ impl Entry {
                 octets,
                 layer2_octets,
                 payload_octets,
-                tcp_control_bits: u16::from(self.control[side])
-                    | (u16::from(self.dscp[side] >> 7) << 8),
+                tcp_control_bits: self.control[side],
                 minimum_ttl: if packets == 0 { 0 } else { lowest },
                 maximum_ttl: highest,
-                dscp: self.dscp[side] & 0x3f,
+                dscp: self.dscp[side],
             }
         };
         let vantage = match self.marks & (mark::INSIDE_LOW | mark::INSIDE_HIGH) {
@@ -558,15 +653,15 @@ impl Entry {
             }
         });
         let tcp = self.is_tcp().then(|| {
-            let (block, events) = match block {
-                Some((block, events)) => (block, block.events(events)),
-                None => (&TcpBlock::EMPTY, TcpEvents::default()),
+            let (block, events) = if self.is_followed() {
+                (&self.block, self.block.events(events))
+            } else {
+                (&TcpBlock::EMPTY, NO_EVENTS)
             };
-            let [client, server] = crate::tcp::handshake(&events);
             TcpRecord {
                 state: self.tcp_state(),
-                server_handshake_rtt_micros: server,
-                client_handshake_rtt_micros: client,
+                server_handshake_rtt_micros: self.handshake_to(1),
+                client_handshake_rtt_micros: self.handshake_to(0),
                 forward: block.side(&events, initiator),
                 reverse: block.side(&events, responder),
             }
@@ -598,6 +693,69 @@ impl Entry {
             tunnel,
             application: None,
             labels: Labels::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_carry() {
+        let mut counters = Counters::default();
+        let mut expected = [[0_u64; 4]; 2];
+        for turn in 0..40_u32 {
+            let direction = (turn % 2) as usize;
+            let amounts = [1, Amounts::MOST, 1 << (turn % 31), Amounts::MOST - turn];
+            counters.add(direction, Amounts::new(amounts));
+            for (sum, amount) in expected[direction].iter_mut().zip(amounts) {
+                *sum += u64::from(amount);
+            }
+            assert_eq!([0, 1].map(|direction| counters.of(direction)), expected);
+        }
+    }
+
+    #[test]
+    fn amounts_are_told_as_given() {
+        let amounts = [1, Amounts::MOST, 3, 4];
+        let packed = Amounts::new(amounts);
+        assert_eq!(packed.each(), amounts);
+        assert_eq!((packed.packets(), packed.payload_octets()), (1, 4));
+    }
+
+    #[test]
+    fn a_connection_may_last_for_long() {
+        let hour = 3_600_000_000;
+        let mut step = Step {
+            micros: 5 * hour,
+            ..Step::EMPTY
+        };
+        let mut entry = Entry::opened_by(&step, 0);
+        for (at, duration) in [(5, 0), (6, 1), (7, 2), (6, 2), (40, 35), (5, 35)] {
+            step.micros = at * hour;
+            entry.count(&step);
+            assert_eq!(entry.duration(), duration * hour);
+        }
+        // Overtaken by the first: the connection began earlier.
+        step.micros = 5 * hour - 7;
+        entry.count(&step);
+        assert_eq!(entry.duration(), 35 * hour + 7);
+        assert_eq!(entry.start, 5 * hour - 7);
+    }
+
+    #[test]
+    fn handshakes_take_up_to_24_bits() {
+        let mut entry = Entry::FREE;
+        assert_eq!([0, 1].map(|to| entry.handshake_to(to)), [None; 2]);
+        for (micros, kept) in [
+            (0, 0),
+            (0xffff, 0xffff),
+            (0x12_3456, 0x12_3456),
+            (u32::MAX, 0xff_fffe),
+        ] {
+            entry.set_handshake(1, micros);
+            assert_eq!([0, 1].map(|to| entry.handshake_to(to)), [None, Some(kept)]);
         }
     }
 }

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::ops::ControlFlow;
 
-use nvcapture::wire::{Headers, Plain, SegmentSource, Segments, Transport, Tunnel, WireError};
+use nvcapture::wire::{
+    Headers, Plain, PlainVisitor, SegmentSource, Segments, Transport, Tunnel, WireError,
+};
 use nvcapture::{Frame, FrameMeta, LinkType, SegmentSize, Timestamp};
 
 use crate::clock::Clock;
-use crate::entry::Step;
+use crate::entry::{Amounts, Step};
 use crate::fragments::Fragments;
 use crate::table::{Evicted, Table};
 use crate::tcp::Segment;
@@ -18,14 +20,16 @@ use crate::{
 
 /// Places in the line of frames that wait for memory.
 ///
-/// Each needs up to four cache lines from anywhere in the table: the index, both lines of the entry, and TCP's block (or the
-/// addresses of IPv6 as a fifth). One frame after the other, every line would be waited for; in a line they come while others are worked
+/// Each needs four cache lines from anywhere in the table: one of the index, three of the entry (and of IPv6 the addresses as a fifth). One frame after the other, every line would be waited for; in a line they come while others are worked
 /// on: a frame that enters it asks for the index, so many frames later for what that tells, and when it leaves all is there.
 const LINE: usize = 32;
 /// How many frames behind it a frame asks for its entry, for its addresses, and is counted. More brought nothing (benches/table.rs).
 const LOOK: usize = 8;
 const LOOK_ADDRESSES: usize = 16;
 const COUNT: usize = 24;
+
+/// More than any connection lasts, and less than a time before its start comes to when it is taken modulo 2^64. Unit: microseconds.
+const MOST_ACTIVE: u128 = 1 << 62;
 
 const _: () = assert!(LOOK < LOOK_ADDRESSES && LOOK_ADDRESSES < COUNT && COUNT < LINE);
 
@@ -80,13 +84,13 @@ impl fmt::Debug for Meter {
 impl Meter {
     /// A meter with an empty table.
     ///
-    /// Reserves address space for `max_connections` and touches it as connections come: 192 octets for each (136 without TCP metrics),
+    /// Reserves address space for `max_connections` and touches it as connections come: 192 octets for each (168 without TCP metrics),
     /// 32 more for IPv6. Fails when there is not so much.
     pub fn new(config: MeterConfig) -> Result<Self, Error> {
         let table = Table::new(&config)?;
         let tunnels = if config.decapsulate { LINE } else { 0 };
         let metering = Metering {
-            active: u64::try_from(config.timeouts.active.as_micros()).unwrap_or(u64::MAX),
+            active: config.timeouts.active.as_micros().min(MOST_ACTIVE) as u64,
             clock: Clock::default(),
             table,
             fragments: Fragments::new(),
@@ -95,7 +99,7 @@ impl Meter {
                 .map_or_else(KeyHasher::random, KeyHasher::new),
             stats: MeterStats::default(),
             beyond_frames: 0,
-            longest: config.mtu.unwrap_or(u32::MAX),
+            longest: longest(config.mtu),
             tunnels: vec![None; tunnels].into_boxed_slice(),
             config,
         };
@@ -135,12 +139,8 @@ impl Meter {
                 metering.look_for_addresses(&line[place % LINE]);
             }
             if let Some(place) = taken.checked_sub(COUNT) {
-                metering.count(
-                    &line[place % LINE],
-                    kept[place % LINE],
-                    place % LINE,
-                    &mut out,
-                );
+                let place = place % LINE;
+                metering.count(&line[place], &kept[place], place, &mut out);
             }
             taken += 1;
         });
@@ -152,12 +152,8 @@ impl Meter {
             metering.look_for_addresses(&line[place % LINE]);
         }
         for place in left(COUNT) {
-            metering.count(
-                &line[place % LINE],
-                kept[place % LINE],
-                place % LINE,
-                &mut out,
-            );
+            let place = place % LINE;
+            metering.count(&line[place], &kept[place], place, &mut out);
         }
         out.finish(&mut metering.stats)
     }
@@ -245,7 +241,7 @@ impl Meter {
     /// Replaces [`MeterConfig::mtu`], as the interface's own changes.
     pub fn set_mtu(&mut self, mtu: Option<u32>) {
         self.metering.config.mtu = mtu;
-        self.metering.longest = mtu.unwrap_or(u32::MAX);
+        self.metering.longest = longest(mtu);
     }
 
     /// As [`open`](Self::open), with the number of each connection's place in the table.
@@ -287,6 +283,22 @@ impl Meter {
     }
 }
 
+/// Puts a plain frame into its place in the line.
+struct Stepping<'m, 'f> {
+    metering: &'m mut Metering,
+    frame: &'m Frame<'f>,
+    step: &'m mut Step,
+}
+
+impl<'f> PlainVisitor<'f> for Stepping<'_, 'f> {
+    type Output = ();
+
+    #[inline(always)]
+    fn visit(self, plain: Plain<'f>) {
+        self.metering.step_plain(self.frame, &plain, self.step);
+    }
+}
+
 impl Metering {
     /// Reads a frame's headers into its place in the line; whether there is an IP packet in it.
     #[inline(always)]
@@ -295,12 +307,18 @@ impl Metering {
         let micros = frame.timestamp().as_micros();
         let now = self.clock.advance(micros);
         // A tag in the octets makes a frame not plain; one beside them may be part of the key.
-        if !self.config.decapsulate
+        let is_plain = !self.config.decapsulate
             && frame.meta().vlan.is_none()
-            && let Some(plain) = Plain::of(frame)
-        {
-            self.step_plain(frame, &plain, step);
-        } else {
+            && Plain::show(
+                frame,
+                Stepping {
+                    metering: self,
+                    frame,
+                    step,
+                },
+            )
+            .is_some();
+        if !is_plain {
             // A copy, so that of the plain ones nothing need be in memory.
             let frame = *frame;
             if !self.take_odd(&frame, step, place, now) {
@@ -370,12 +388,12 @@ impl Metering {
         let (key, direction) = FlowKey::of_plain(plain, ports, observation_point);
         step.hash = self.table.hash(&key);
         step.set_key(&key);
-        step.amounts = [
+        step.amounts = Amounts::new([
             1,
             plain.ip_octets,
             frame_octets(frame),
             plain.payload_octets,
-        ];
+        ]);
         step.has_segment = segment.is_some();
         step.segment = segment.unwrap_or_default();
         step.direction = direction;
@@ -409,10 +427,18 @@ impl Metering {
         let Some(segments) = Segments::of(frame, &outer, self.config.mtu) else {
             return;
         };
-        let [packets, ip_octets, frame_octets, _] = &mut step.amounts;
-        *packets = segments.count;
-        *ip_octets += segments.repeated(*ip_octets);
-        *frame_octets += segments.repeated(*frame_octets);
+        let whole = |octets: u32| {
+            octets
+                .saturating_add(segments.repeated(octets))
+                .min(Amounts::MOST)
+        };
+        let [_, ip_octets, frame_octets, payload_octets] = step.amounts.each();
+        step.amounts = Amounts::new([
+            segments.count,
+            whole(ip_octets),
+            whole(frame_octets),
+            payload_octets,
+        ]);
         self.stats.super_frames += 1;
         self.stats.super_frames_by_mtu += u64::from(segments.source == SegmentSource::Mtu);
         self.beyond_frames += u64::from(segments.count - 1);
@@ -467,7 +493,12 @@ impl Metering {
         };
         step.hash = self.table.hash(&key);
         step.set_key(&key);
-        step.amounts = [1, headers.ip_octets, frame_octets(frame), payload_octets];
+        step.amounts = Amounts::new([
+            1,
+            headers.ip_octets.min(Amounts::MOST),
+            frame_octets(frame),
+            payload_octets.min(Amounts::MOST),
+        ]);
         step.segment = segment;
         step.has_segment = has_segment;
         step.direction = direction;
@@ -497,10 +528,26 @@ impl Metering {
 
     /// Counts a frame to its connection.
     #[inline(always)]
-    fn count<S: Sink>(&mut self, step: &Step, kept: Kept<'_>, place: usize, out: &mut Out<'_, S>) {
+    fn count<S: Sink>(&mut self, step: &Step, kept: &Kept<'_>, place: usize, out: &mut Out<'_, S>) {
         if self.table.is_due(step.now) {
             self.expire_until(step.now, out);
         }
+        if self.table.count_in_line(step, self.active) {
+            self.stats.metered += 1;
+        } else {
+            self.count_any(step, *kept, place, out);
+        }
+    }
+
+    /// The same for whatever frame.
+    #[inline(never)]
+    fn count_any<S: Sink>(
+        &mut self,
+        step: &Step,
+        kept: Kept<'_>,
+        place: usize,
+        out: &mut Out<'_, S>,
+    ) {
         let found = match self.table.find(step) {
             Some(slot) => self.go_on(slot, step, out),
             None => None,
@@ -538,7 +585,7 @@ impl Metering {
     }
 
     /// The slot, if the frame of `step` belongs to the connection there; else its record is made and it is gone.
-    #[inline(always)]
+    #[inline]
     fn go_on<S: Sink>(&mut self, slot: u32, step: &Step, out: &mut Out<'_, S>) -> Option<u32> {
         if self.table.is_overdue(slot, step.now) {
             self.close(slot, FlowEndReason::IdleTimeout, out);
@@ -605,10 +652,18 @@ impl Metering {
     }
 }
 
+/// Frames longer than this are looked at more closely: they may be super-frames, or longer than any frame.
+fn longest(mtu: Option<u32>) -> u32 {
+    mtu.unwrap_or(u32::MAX).min(Amounts::MOST - 4)
+}
+
 /// Octets of a frame on the wire, where a tag that a ring tells beside the octets was among them.
 #[inline(always)]
 fn frame_octets(frame: &Frame<'_>) -> u32 {
-    frame.wire_len() + 4 * u32::from(frame.meta().vlan.is_some())
+    frame
+        .wire_len()
+        .saturating_add(4 * u32::from(frame.meta().vlan.is_some()))
+        .min(Amounts::MOST)
 }
 
 /// A sink that has not failed yet, or why it takes no more.

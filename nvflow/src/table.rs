@@ -9,7 +9,7 @@ use crate::app::{Counts, Identifier, ResolvedName};
 use crate::clock::Clock;
 use crate::entry::{Class, Entry, NONE, Step};
 use crate::index::BucketIndex;
-use crate::tcp::{self, InLine, TcpBlock, TcpEvents};
+use crate::tcp::{self, NO_EVENTS, TcpEvents};
 use crate::wheel::{BUCKET_SHIFT, Wheel};
 use crate::{Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig};
 
@@ -68,7 +68,7 @@ fn zeros(count: usize) -> Result<Vec<TcpEvents>, std::collections::TryReserveErr
     let mut asked: Vec<TcpEvents> = Vec::new();
     asked.try_reserve_exact(count)?;
     drop(std::hint::black_box(asked));
-    Ok(vec![TcpEvents::default(); count])
+    Ok(vec![NO_EVENTS; count])
 }
 
 /// Why a connection was given up for a new one.
@@ -84,9 +84,8 @@ pub(crate) enum Evicted {
 pub(crate) struct Table {
     entries: Pool<Entry>,
     addresses: Pool<[u64; 4]>,
-    /// Beside the entries, slot by slot, whether they are TCP or not: so nothing has to come before it is known where the block lies.
-    blocks: Vec<TcpBlock>,
-    /// All there from the start; memory for those that are written alone.
+    /// What few segments change, slot by slot; all there from the start, in memory of which only what was written is taken. None without
+    /// TCP metrics.
     events: Vec<TcpEvents>,
     tunnels: HashMap<u32, Tunnel>,
     /// Finds out what connections speak, where that is asked for.
@@ -139,15 +138,11 @@ impl Table {
         ]
         .map(Clock::ticks);
         let followed = if config.tcp_metrics { capacity } else { 0 };
-        let mut blocks = Vec::new();
-        blocks.try_reserve_exact(followed).map_err(memory)?;
-        prefer_huge_pages(&blocks);
         let events = zeros(followed).map_err(memory)?;
         Ok(Self {
+            events,
             entries: Pool::new(capacity).map_err(memory)?,
             addresses: Pool::new(capacity).map_err(memory)?,
-            blocks,
-            events,
             tunnels: HashMap::new(),
             identifier: config.identify.map(|how| Box::new(Identifier::new(how))),
             index: BucketIndex::new(capacity).map_err(memory)?,
@@ -195,15 +190,13 @@ impl Table {
         self.index.candidate(hash)
     }
 
-    /// Third: both cache lines of the entry, and what TCP tells beside it.
+    /// Third: the cache lines of the entry.
     #[inline(always)]
     pub(crate) fn prefetch_entry(&self, slot: u32) {
         if let Some(entry) = self.entries.items.get(slot as usize) {
             prefetch(entry);
-            prefetch(&entry.sequence);
-        }
-        if let Some(block) = self.blocks.get(slot as usize) {
-            prefetch(block);
+            prefetch(&entry.counters);
+            prefetch(&entry.block);
         }
     }
 
@@ -277,9 +270,6 @@ impl Table {
         let slot = self
             .entries
             .take(Entry::opened_by(step, addresses), |free| free.next);
-        if slot as usize == self.blocks.len() && self.tcp_metrics {
-            self.blocks.push(TcpBlock::EMPTY);
-        }
         self.index.insert(step.hash, slot);
         self.len += 1;
         if let Some(tunnel) = tunnel {
@@ -291,45 +281,55 @@ impl Table {
         slot
     }
 
-    /// Counts the frame of `step` to the connection in `slot`.
+    /// Counts the frame of `step` if it is one of the many that change nothing but counts: in line, of a connection that is open and goes on,
+    /// whose payload is not looked at. Else does nothing, and [`count`](Self::count) has to.
     #[inline(always)]
-    pub(crate) fn count(&mut self, slot: u32, step: &Step) {
-        let place = slot as usize;
-        let entry = &mut self.entries.items[place];
-        if step.has_segment {
-            let block = self.blocks.get_mut(place).filter(|_| entry.is_followed());
-            match tcp::follow_in_line(entry, block, step) {
-                InLine::Yes => {}
-                InLine::No => return self.count_segment(slot, step),
-                InLine::DuplicateAck => {
-                    if let Some((block, events)) =
-                        self.blocks.get_mut(place).zip(self.events.get_mut(place))
-                    {
-                        block.duplicate_ack(events, step.direction as usize);
-                    }
-                }
-            }
+    pub(crate) fn count_in_line(&mut self, step: &Step, active: u64) -> bool {
+        let Some(entry) = self.entries.items.get_mut(step.candidate as usize) else {
+            return false;
+        };
+        if entry.rest != step.key.rest {
+            return false;
         }
-        self.entries.items[place].count(step);
+        let addresses = if entry.is_ipv6() {
+            self.addresses.items.get(entry.addresses as usize) == Some(&step.key.addresses)
+        } else {
+            entry.addresses == step.key.addresses[0]
+        };
+        let idle = (step.now as u32).wrapping_sub(entry.last);
+        // Of a frame from before the start this is more than any timeout.
+        let since_start = step.since(entry);
+        if !addresses | (idle > self.shortest) | (since_start > active) {
+            return false;
+        }
+        if self.identifier.is_some()
+            && step.payload_octets() > 0
+            && !entry.is_settled(step.direction as usize)
+        {
+            return false;
+        }
+        if step.has_segment {
+            if !tcp::is_in_line(entry, step) {
+                return false;
+            }
+            tcp::follow_in_line(entry, &mut self.events, step);
+        }
+        entry.count_at(step, since_start);
+        true
     }
 
-    /// The same for any segment.
-    #[inline(never)]
-    fn count_segment(&mut self, slot: u32, step: &Step) {
-        let place = slot as usize;
-        let entry = &mut self.entries.items[place];
+    /// Counts the frame of `step` to the connection in `slot`, whatever it is.
+    pub(crate) fn count(&mut self, slot: u32, step: &Step) {
+        let entry = &mut self.entries.items[slot as usize];
         let before = entry.state;
-        let mut block = self.blocks.get_mut(place).zip(self.events.get_mut(place));
-        if !entry.is_followed() {
-            if entry.packets() == 0 {
-                // Most that come to no second one are worth no more memory than this.
-                block = None;
-            } else if let Some((block, _)) = &mut block {
-                **block = TcpBlock::EMPTY;
-                entry.set_followed();
+        if step.has_segment {
+            // Most that come to no second segment are worth no more work than this.
+            if self.tcp_metrics && !entry.is_followed() && entry.packets() > 0 {
+                entry.follow();
             }
+            let events = self.events.get_mut(slot as usize);
+            tcp::follow(entry, events.unwrap_or(&mut NO_EVENTS.clone()), step);
         }
-        tcp::follow(entry, block, step);
         entry.count(step);
         if entry.state != before {
             self.follow_state(slot, before, step.now);
@@ -373,15 +373,13 @@ impl Table {
     pub(crate) fn record(&self, slot: u32, reason: Option<FlowEndReason>) -> FlowRecord {
         let entry = self.entry(slot);
         let addresses = self.key_of(entry).addresses;
-        let place = slot as usize;
-        let block = self.blocks.get(place).zip(self.events.get(place));
-        let block = block.filter(|_| entry.is_followed());
         let tunnel = if self.tunnels.is_empty() {
             None
         } else {
             self.tunnels.get(&slot).copied()
         };
-        let mut record = entry.record(addresses, block, tunnel, reason);
+        let events = self.events.get(slot as usize).unwrap_or(&NO_EVENTS);
+        let mut record = entry.record(addresses, events, tunnel, reason);
         if let Some(identifier) = &self.identifier {
             record.application = identifier.application(entry, slot, &self.key_of(entry));
             identifier.label(&mut record);
@@ -445,13 +443,7 @@ impl Table {
 
     /// Begins the next record of a connection that goes on.
     pub(crate) fn begin_anew(&mut self, slot: u32, micros: u64) {
-        let entry = &mut self.entries.items[slot as usize];
-        entry.begin_anew(micros);
-        let place = slot as usize;
-        let block = self.blocks.get_mut(place).zip(self.events.get_mut(place));
-        if let Some((block, events)) = block.filter(|_| entry.is_followed()) {
-            block.begin_anew(events);
-        }
+        self.entries.items[slot as usize].begin_anew(micros);
     }
 
     /// The hash that the connection in `slot` is found by.
@@ -474,14 +466,6 @@ impl Table {
         let hash = self.hash_of(next);
         self.ahead = (next, hash);
         self.index.prefetch(hash);
-        if let Some((block, events)) = self
-            .blocks
-            .get(next as usize)
-            .zip(self.events.get(next as usize))
-        {
-            prefetch(block);
-            prefetch(events);
-        }
         if let Some(after) = Wheel::following(&self.entries.items, next) {
             self.prefetch_entry(after);
         }
@@ -516,7 +500,6 @@ impl Table {
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
         self.addresses.clear();
-        self.blocks.clear();
         self.tunnels.clear();
         if let Some(identifier) = &mut self.identifier {
             identifier.clear();

@@ -63,7 +63,7 @@ const fn value([a, b, c]: Small) -> u32 {
     u32::from_le_bytes([a, b, c, 0])
 }
 
-fn small(value: u32) -> Small {
+pub(crate) fn small(value: u32) -> Small {
     let [a, b, c, _] = value.min(MOST).to_le_bytes();
     [a, b, c]
 }
@@ -97,30 +97,32 @@ mod wait {
 
 /// What TCP tells beside its state and any segment may change, per direction: half a cache line.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(32))]
+#[repr(C)]
 pub(crate) struct TcpBlock {
     /// The sequence number that is waited for.
     number: [u32; 2],
     /// Since when. Unit: microseconds, low 32 bits.
     since: [u32; 2],
     window: [u16; 2],
-    zero_windows: [u16; 2],
     /// The smoothed round trip in 24 bits, one more than it is, 0 for none; above it what is waited for, see [`wait`].
     word: [u32; 2],
 }
 
-const _: () = assert!(size_of::<TcpBlock>() == 32);
+const _: () = assert!(size_of::<TcpBlock>() == 28);
 
 /// What few segments change, per direction: it lies elsewhere, so that the others need not wait for it.
 ///
-/// Times (of handshakes, to the client and to the server, one more than they are, 0 for none) and counts are kept in 24 bits, so they
-/// stop at 16.7 s and 16.7 million. An array of octets, so that a table of them is taken as the zeros that new memory has, untouched.
+/// Counts are kept in 24 bits, so they stop at 16.7 million. An array of octets, so that a table of them is taken as the zeros that new
+/// memory has, untouched.
 pub(crate) type TcpEvents = [[Small; 2]; 4];
 
-const HANDSHAKE: usize = 0;
-const RETRANSMITTED: usize = 1;
-const OUT_OF_ORDER: usize = 2;
-const DUPLICATE_ACKS: usize = 3;
+/// None yet.
+pub(crate) const NO_EVENTS: TcpEvents = [[[0; 3]; 2]; 4];
+
+const RETRANSMITTED: usize = 0;
+const OUT_OF_ORDER: usize = 1;
+const DUPLICATE_ACKS: usize = 2;
+const ZERO_WINDOWS: usize = 3;
 
 const _: () = assert!(size_of::<TcpEvents>() == 24);
 
@@ -132,7 +134,6 @@ impl TcpBlock {
         number: [0; 2],
         since: [0; 2],
         window: [0; 2],
-        zero_windows: [0; 2],
         word: [wait::NOTHING; 2],
     };
 
@@ -149,7 +150,7 @@ impl TcpBlock {
     /// The events, as they are; none yet when they were not written since the block was taken.
     pub(crate) fn events(&self, events: &TcpEvents) -> TcpEvents {
         if self.word[0] & wait::EVENTS == 0 {
-            TcpEvents::default()
+            NO_EVENTS
         } else {
             *events
         }
@@ -165,7 +166,7 @@ impl TcpBlock {
     #[cold]
     fn happens<'e>(&mut self, events: &'e mut TcpEvents) -> &'e mut TcpEvents {
         if self.word[0] & wait::EVENTS == 0 {
-            *events = TcpEvents::default();
+            *events = NO_EVENTS;
             self.word[0] |= wait::EVENTS;
         }
         events
@@ -177,20 +178,13 @@ impl TcpBlock {
             retransmitted_segments: value(events[RETRANSMITTED][side]),
             out_of_order_segments: value(events[OUT_OF_ORDER][side]),
             duplicate_acks: value(events[DUPLICATE_ACKS][side]),
-            zero_windows: self.zero_windows[side].into(),
+            zero_windows: value(events[ZERO_WINDOWS][side]),
         }
     }
 
     /// Begins the next record: counts start again.
-    pub(crate) fn begin_anew(&mut self, events: &mut TcpEvents) {
-        *events = [
-            self.events(events)[HANDSHAKE],
-            Default::default(),
-            Default::default(),
-            Default::default(),
-        ];
-        self.word[0] |= wait::EVENTS;
-        self.zero_windows = Default::default();
+    pub(crate) fn begin_anew(&mut self) {
+        self.word[0] &= !wait::EVENTS;
     }
 
     /// Follows what `side` sent: `octets` up to `end`, in line or not; `first` if none were seen before.
@@ -280,12 +274,6 @@ const fn smoothed(before: u32, sample: u32) -> u32 {
     pick(before == 0, sample, (before as i32 + difference / 8) as u32)
 }
 
-/// Round trips of the handshake: to the client, to the server.
-pub(crate) const fn handshake(events: &TcpEvents) -> [Option<u32>; 2] {
-    let [client, server] = events[HANDSHAKE];
-    [value(client).checked_sub(1), value(server).checked_sub(1)]
-}
-
 /// What matters of a TCP header.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Segment {
@@ -298,11 +286,13 @@ pub(crate) struct Segment {
 impl Segment {
     #[inline(always)]
     pub(crate) const fn of(tcp: Tcp<'_>) -> Self {
+        /// All that have a name; the others are reserved.
+        const KEPT: u16 = 0x1ff;
         Self {
             sequence: tcp.sequence(),
             acknowledgment: tcp.acknowledgment(),
             window: tcp.window(),
-            control: tcp.control_bits(),
+            control: tcp.control_bits() & KEPT,
         }
     }
 
@@ -358,41 +348,27 @@ pub(crate) fn replaces(entry: &Entry, step: &Step) -> bool {
         return distance(entry.sequence[side], next) < 0;
     }
     // Only the other side was seen yet. It may have answered this very SYN.
-    !(entry.control[other] & control::ACK as u8 != 0 && entry.acknowledged[other] == next)
+    !(entry.control[other] & control::ACK != 0 && entry.acknowledged[other] == next)
 }
 
-/// What [`follow_in_line`] made of a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum InLine {
-    /// It is another kind of segment; nothing was done.
-    No,
-    /// All was done.
-    Yes,
-    /// All was done but to count that it acknowledges the same again.
-    DuplicateAck,
-}
-
-/// Does what [`follow`] does for the segments that nearly all are: nothing but ACK and PSH, of an established connection both sides of
-/// which were seen, beginning where the last one ended.
+/// Whether [`follow_in_line`] does for the segment of `step` what [`follow`] does, as it does for nearly all: nothing but ACK and PSH, of an
+/// established connection both sides of which were seen, beginning where the last one ended.
 #[inline(always)]
-pub(crate) fn follow_in_line(
-    entry: &mut Entry,
-    block: Option<&mut TcpBlock>,
-    step: &Step,
-) -> InLine {
+pub(crate) fn is_in_line(entry: &Entry, step: &Step) -> bool {
     const SPECIAL: u16 = control::SYN | control::FIN | control::RST | control::ACK;
+    let segment = &step.segment;
+    (segment.control & SPECIAL == control::ACK)
+        & (entry.state == state::ESTABLISHED | state::BOTH_ACKNOWLEDGED)
+        & (segment.sequence == entry.sequence[step.direction as usize])
+        & (segment.window != 0)
+}
+
+/// Follows a connection through a segment that [is in line](is_in_line); `events` are of all connections, or there are none.
+#[inline(always)]
+pub(crate) fn follow_in_line(entry: &mut Entry, events: &mut [TcpEvents], step: &Step) {
     let segment = &step.segment;
     let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
     let octets = step.payload_octets();
-    let is_in_line = (segment.control & SPECIAL == control::ACK)
-        & (entry.state == state::ESTABLISHED)
-        & (entry.control[0] & entry.control[1] & control::ACK as u8 != 0)
-        & (segment.sequence == entry.sequence[side])
-        & (segment.window != 0)
-        & (octets < 1 << 31);
-    if !is_in_line {
-        return InLine::No;
-    }
     let end = segment.sequence.wrapping_add(octets);
     entry.sequence[side] = end;
     let progress = acknowledgment_progress(entry, side, segment);
@@ -401,11 +377,12 @@ pub(crate) fn follow_in_line(
         segment.acknowledgment,
         entry.acknowledged[side],
     );
-    entry.add_control(side, segment.control);
-    let Some(block) = block else {
-        return InLine::Yes;
-    };
+    entry.control[side] |= segment.control;
+    if !entry.is_followed() {
+        return;
+    }
     let time = step.micros as u32;
+    let block = &mut entry.block;
     block.sent(side, octets, end, true, false, time);
     let is_duplicate = (progress == 0)
         & (octets == 0)
@@ -413,20 +390,14 @@ pub(crate) fn follow_in_line(
         & (distance(entry.sequence[other], segment.acknowledgment) > 0);
     block.window[side] = segment.window;
     let _ = block.acknowledged(other, segment.acknowledgment, time, true);
-    if is_duplicate {
-        InLine::DuplicateAck
-    } else {
-        InLine::Yes
+    if is_duplicate && let Some(events) = events.get_mut(step.candidate as usize) {
+        block.duplicate_ack(events, side);
     }
 }
 
 /// Follows the connection in `entry` through the segment of `step`, which is not yet counted.
 #[inline(never)]
-pub(crate) fn follow(
-    entry: &mut Entry,
-    block: Option<(&mut TcpBlock, &mut TcpEvents)>,
-    step: &Step,
-) {
+pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
     let segment = &step.segment;
     let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
     let (syn, fin, rst, ack) = (
@@ -437,7 +408,7 @@ pub(crate) fn follow(
     );
     let known = entry.control[side] != 0;
     let other_known = entry.control[other] != 0;
-    let had_ack = entry.control[side] & control::ACK as u8 != 0;
+    let had_ack = entry.control[side] & control::ACK != 0;
     let time = step.micros as u32;
 
     if rst {
@@ -447,7 +418,7 @@ pub(crate) fn follow(
         if !known {
             entry.sequence[side] = segment.sequence;
         }
-        entry.add_control(side, segment.control);
+        entry.control[side] |= segment.control;
         return;
     }
 
@@ -455,7 +426,7 @@ pub(crate) fn follow(
         .payload_octets()
         .wrapping_add(u32::from(syn) + u32::from(fin));
     let end = segment.sequence.wrapping_add(octets);
-    if segment.begins() && (entry.control[0] | entry.control[1]) & control::SYN as u8 == 0 {
+    if segment.begins() && (entry.control[0] | entry.control[1]) & control::SYN == 0 {
         // Frames of the other side were seen before this: now it is sure who began.
         entry.set_initiator(side);
     }
@@ -468,7 +439,9 @@ pub(crate) fn follow(
         1,
     ) as i32;
 
-    if let Some((block, events)) = block {
+    if entry.is_followed() {
+        // A copy, since what else is known of the connection is asked for meanwhile.
+        let block = &mut entry.block.clone();
         let skipped = distance(segment.sequence, expected);
         block.sent(side, octets, end, skipped == 0, !known, time);
         if (octets > 0) & (skipped != 0) {
@@ -491,20 +464,21 @@ pub(crate) fn follow(
                 && acknowledgment == entry.sequence[other]
             {
                 let rtt = entry.since_start(step.micros).min(u32::MAX.into()) as u32;
-                block.happens(events)[HANDSHAKE][1] = small(rtt.saturating_add(1));
+                entry.set_handshake(1, rtt);
             }
             let took = block.acknowledged(other, acknowledgment, time, is_established);
             if let Some(took) = took
                 && entry.initiator() == side
                 && !syn
             {
-                block.happens(events)[HANDSHAKE][0] = small(took.saturating_add(1));
+                entry.set_handshake(0, took);
             }
         }
         block.window[side] = segment.window;
         if segment.window == 0 && !syn && !fin {
-            block.zero_windows[side] = block.zero_windows[side].saturating_add(1);
+            increment(&mut block.happens(events)[ZERO_WINDOWS][side]);
         }
+        entry.block = *block;
     }
 
     if ack {
@@ -526,12 +500,15 @@ pub(crate) fn follow(
             entry.state |= state::HIGH_FIRST;
         }
         entry.state |= state::FIN << side;
-        let acked = entry.control[other] & control::ACK as u8 != 0;
+        let acked = entry.control[other] & control::ACK != 0;
         if acked && distance(entry.acknowledged[other], end) >= 0 {
             entry.state |= state::FIN_ACKED << side;
         }
     }
-    entry.add_control(side, segment.control);
+    entry.control[side] |= segment.control;
+    if entry.control[0] & entry.control[1] & control::ACK != 0 {
+        entry.state |= state::BOTH_ACKNOWLEDGED;
+    }
 }
 
 /// How far the acknowledgment of `side`'s segment is ahead of the highest one before.
@@ -554,7 +531,7 @@ fn is_plausible_reset(entry: &Entry, step: &Step) -> bool {
     {
         return true;
     }
-    if entry.control[other] & control::ACK as u8 != 0 {
+    if entry.control[other] & control::ACK != 0 {
         return near(distance(segment.sequence, entry.acknowledged[other]));
     }
     if entry.control[side] != 0 {

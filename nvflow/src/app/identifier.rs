@@ -194,7 +194,7 @@ impl Identifier {
                 return self.decide(entry, slot, side, verdict, Moment::of(step));
             }
         }
-        let saw_syn = entry.control[side] & control::SYN as u8 != 0;
+        let saw_syn = entry.control[side] & control::SYN != 0;
         let is_first = entry.payload_octets_of(side) == 0;
         let base = if saw_syn && is_first {
             entry.sequence[side]
