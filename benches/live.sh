@@ -2,17 +2,18 @@
 # The whole live way, from a sender in a container to the table: is every frame metered or counted as lost, and what does a frame cost?
 # nv-blast sends frames of 131,072 connections out of a namespace that is attached in mirror mode; nv-br is read by `nvcli flows`,
 # by `tcpdump -w /dev/null` and by `dumpcap`, in turns, at the same rate. Sender and reader have a processor of their own.
-# Each reader is first shown one frame of each connection; what is printed of CPU time is of the frames after that: the reader's own (user and
+# Each reader is first shown four frames of each connection; what is printed of CPU time is of the frames after that: the reader's own (user and
 # system) and what the sender's kernel part took, which the copy into the ring is part of. `whole` is all of the reader's life, opening the
 # connections and writing their records included. Medians at the end.
 # As root, in namespaces of its own; needs two processors, tcpdump and dumpcap (Debian: tcpdump wireshark-common).
 # Arguments: rounds (3), seconds a run (4). NV_RATES="100000 200000 0": frames a second, 0 as many as can be. NV_LENGTHS="64 1400".
-# NV_READERS="nvcli tcpdump dumpcap": also nvcli-SNAPLEN, tcpdump-SNAPLEN and none. NV_PERF=FILE: what perf sees of the readers.
+# NV_READERS="nvcli tcpdump dumpcap": also metering (nvcli that does not look behind headers), nvcli-SNAPLEN, tcpdump-SNAPLEN and none. NV_PERF=FILE: what perf sees of the readers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=${1:-3} seconds=${2:-4}
 rates=${NV_RATES:-100000 200000 0} lengths=${NV_LENGTHS:-64 1400} readers=${NV_READERS:-nvcli tcpdump dumpcap}
 connections=${NV_CONNECTIONS:-131072}
+opening=$((4 * connections))
 bin=${CARGO_TARGET_DIR:-target}/release
 if [ -z "${NV_INSIDE:-}" ]; then
   for tool in tcpdump dumpcap taskset; do
@@ -38,6 +39,7 @@ reader() {
   local kind=$1 snap=${1#*-}
   case $kind in
     nvcli) set -- "$bin/nvcli" flows --output json --max-connections $((connections + 1000)) --duration 1h ;;
+    metering) set -- "$bin/nvcli" flows --output json --max-connections $((connections + 1000)) --duration 1h --no-identify ;;
     nvcli-*) set -- "$bin/nvcli" flows --output json --max-connections $((connections + 1000)) --duration 1h --snaplen "$snap" ;;
     tcpdump) set -- tcpdump -i nv-br -n -B 32768 -w /dev/null ;;
     tcpdump-*) set -- tcpdump -i nv-br -n -B 32768 -s "$snap" -w /dev/null ;;
@@ -73,19 +75,19 @@ for length in $lengths; do
         esac
         # The shell, taskset's place taken by the reader.
         until pid=$(pgrep -P $shell); do :; done
-        blast "$length" "$connections" 100000 "$connections" >/dev/null
+        blast "$length" "$opening" 200000 "$connections" >/dev/null
         before=$(consumed "$pid")
         if [ -n "${NV_PERF:-}" ]; then
           perf record -q -e cpu-clock -F 5000 -g -p "$pid" -o "$NV_PERF.$kind.$length.$rate" &
           perf=$!
         fi
-        said=$(blast "$length" "$frames" "$rate" "$connections" "$connections")
+        said=$(blast "$length" "$frames" "$rate" "$connections" "$opening")
         after=$(consumed "$pid")
         [ -z "${NV_PERF:-}" ] || { kill -INT "$perf"; wait "$perf" || true; }
         kill -INT "$pid"
         wait $shell || true
         case $kind in
-          nvcli*)
+          nvcli* | metering)
             seen=$(sed -nE 's/^([0-9,]+) frames read.*/\1/p' "$work/said" | tr -d ,)
             lost=$(sed -nE 's/.* ([0-9,]+) dropped by the kernel.*/\1/p' "$work/said" | tr -d ,) ;;
           tcpdump*)
@@ -97,7 +99,7 @@ for length in $lengths; do
           none) seen=0 lost=0 ;;
         esac
         awk -v kind="$kind" -v length_="$length" -v rate="$rate" -v seen="${seen:-0}" -v lost="${lost:-0}" -v said="$said" \
-          -v opened="$connections" -v steady=$((after - before)) '
+          -v opened="$opening" -v steady=$((after - before)) '
           /^cpu / { cpu = $2 + $3 }
           END {
             split(said, word, " "); sent = word[1]; achieved = word[7]
