@@ -419,7 +419,7 @@ fn gathers() -> Test {
         // It has waited behind this one, and ends in time.
         sender.send(400, 1000)?;
         assert!(matches!(ring.next_block(None)?, Next::Block(_)));
-        while let Next::Block(_) = ring.next_block(Some(Duration::from_millis(3)))? {}
+        while let Next::Block(_) = ring.next_block(Some(Duration::from_millis(500)))? {}
         assert_eq!(ring.gathers(), None, "slept for already");
     }
     for (gather, retire_blk_tov, payload) in [
@@ -446,6 +446,7 @@ fn nothing_is_allocated() -> Test {
     let _pair = Pair::new()?;
     let config = RingConfig {
         block_nr: 64,
+        retire_blk_tov: UNREAD,
         ..small()
     };
     let mut ring = Ring::open(&config, "right")?;
