@@ -133,6 +133,15 @@ impl Drop for Claim<'_> {
 }
 
 impl Session {
+    /// Finds out what this kernel can do, which the first attach of a process does otherwise and takes tens of milliseconds for: for who
+    /// knows that there will be one.
+    ///
+    /// # Errors
+    /// What attaching inline needs is missing, or there is no namespace to try it in.
+    pub fn prepare() -> Result<(), Error> {
+        features(true).map(drop)
+    }
+
     /// Waits until no other process changes what is attached in `host`, and reads it.
     ///
     /// # Errors

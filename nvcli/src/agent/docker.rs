@@ -329,9 +329,7 @@ async fn inspect(
         .await
     {
         Ok(told) => told,
-        Err(DockerError::DockerResponseServerError {
-            status_code: 404, ..
-        }) => return Ok(None),
+        Err(error) if is_gone(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
     let state = told.state.as_ref();
@@ -342,6 +340,20 @@ async fn inspect(
     Ok(pid
         .filter(|pid| running && *pid != 0)
         .map(|pid| (told, pid)))
+}
+
+/// Whether there is no such container. Podman says so of one that is being removed with a status that means a fault of its own.
+fn is_gone(error: &DockerError) -> bool {
+    match error {
+        DockerError::DockerResponseServerError {
+            status_code: 404, ..
+        } => true,
+        DockerError::DockerResponseServerError {
+            status_code: 500,
+            message,
+        } => message.contains("no such container"),
+        _ => false,
+    }
 }
 
 fn container(told: ContainerInspectResponse, pid: u32, started: u64) -> Container {
@@ -434,6 +446,20 @@ mod tests {
         assert!(!heard.is_new(&event(5_000_000_002, "die", "b")));
         assert!(!heard.is_new(&event(5_000_000_001, "start", "a")));
         assert!(heard.is_new(&event(5_000_000_003, "start", "a")));
+    }
+
+    #[test]
+    fn a_container_that_is_gone_is_no_fault_of_the_engine() {
+        let error = |status_code, message: &str| DockerError::DockerResponseServerError {
+            status_code,
+            message: message.to_owned(),
+        };
+        assert!(is_gone(&error(404, "No such container: web-1")));
+        // Podman 4.3.1.
+        let podman = "container 11f7 does not exist in database: no such container";
+        assert!(is_gone(&error(500, podman)));
+        assert!(!is_gone(&error(500, "database is locked")));
+        assert!(!is_gone(&error(503, podman)));
     }
 
     #[test]

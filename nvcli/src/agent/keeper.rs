@@ -215,6 +215,10 @@ impl Keeper {
 
     /// Works until the agent ends; then takes back what it is told to.
     pub(crate) fn run(mut self) {
+        if let Err(error) = Session::prepare() {
+            // Each attach that needs what is missing tells so by itself.
+            tracing::debug!("{}", escape::text(&chain(&error)));
+        }
         loop {
             self.work();
             self.deeds.turns.fetch_add(1, Ordering::Relaxed);

@@ -309,11 +309,17 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
     let listener = api::bind(&config.socket)?;
     let socket = Socket(config.socket.clone());
     // What a killed one left half-done would be in the way; what is whole is taken over.
-    for done in repair(&host)? {
-        say.note(format_args!(
-            "repaired: {}",
-            escape::text(&done.to_string())
-        ));
+    // Where that cannot be found out, as in a namespace of somebody who changes it all the time, each attach still mends its own.
+    match repair(&host) {
+        Ok(all) => {
+            for done in all {
+                let done = done.to_string();
+                say.note(format_args!("repaired: {}", escape::text(&done)));
+            }
+        }
+        Err(error) => {
+            error.report();
+        }
     }
     // Before any list: what happens meanwhile is heard of afterwards.
     let mut links = LinkEvents::open(&host).map_err(|error| net("cannot hear of links", &error))?;
@@ -398,12 +404,12 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
         );
         Box::new(move || keeper.run())
     })?;
-    let links_to = news.clone();
+    let (links_to, rings) = (news.clone(), Arc::clone(&state.rings));
     spawn(
         "links",
         Box::new(move || {
             rights::of_worker();
-            follow_links(&mut links, &links_to);
+            follow_links(&mut links, &rings, &links_to);
         }),
     )?;
     if !engines.is_empty() {
@@ -509,7 +515,7 @@ fn engines(config: &Config) -> Vec<PathBuf> {
     there
 }
 
-fn follow_links(links: &mut LinkEvents, out: &Sender<News>) {
+fn follow_links(links: &mut LinkEvents, rings: &Engine, out: &Sender<News>) {
     loop {
         let news = match links.next(Duration::from_secs(3600)) {
             Ok(LinkNews::Nothing) => continue,
@@ -519,6 +525,15 @@ fn follow_links(links: &mut LinkEvents, out: &Sender<News>) {
                 return;
             }
         };
+        // While the keeper attaches the first one: its memory takes a ring as long as an attach takes.
+        if let LinkNews::Events(events) = &news
+            && events
+                .iter()
+                .any(|it| it.netns.is_none() && it.name == BRIDGE)
+            && rings.stats().rings == 0
+        {
+            rings.reopen();
+        }
         if out.send(News::Links(news)).is_err() {
             return;
         }
