@@ -98,6 +98,11 @@ fn main() {
         bad_targets_are_told_in_a_line,
     ));
     trials.push(privileged(
+        "names_are_shown_that_an_engine_lets_through",
+        ALL,
+        names_are_shown_that_an_engine_lets_through,
+    ));
+    trials.push(privileged(
         "files_agree_with_tshark",
         WITH_TSHARK,
         files_agree_with_tshark,
@@ -1028,6 +1033,55 @@ fn bad_targets_are_told_in_a_line(/* all that an operator can get wrong with an 
     let _ = sh(&format!(
         "docker rm -f {prefix}-stopped {prefix}-host {prefix}-none {prefix}-shared"
     ));
+    checked
+}
+
+/// A name with an escape sequence is refused by the engine; one of 200 letters is not, and what stands in labels is nobody's business.
+fn names_are_shown_that_an_engine_lets_through() -> Result<(), Failed> {
+    let pair = Pair::new()?;
+    let (prefix, image) = (&pair.prefix, format!("{}:test", pair.prefix));
+    let hostile = sh("printf 'w\\033[2Jx'")?;
+    let refused = sh(&format!(
+        "docker create --name '{hostile}' {image} /bin/sleep 1"
+    ));
+    let why = refused
+        .err()
+        .ok_or("Docker takes escape sequences in names: test them here")?;
+    let why = why.message().unwrap_or_default().to_owned();
+    ensure(why.contains("Invalid container name"), why)?;
+    let name = format!("{prefix}_.-{}", "x".repeat(200));
+    sh(&format!(
+        "docker run -d --network {prefix} --name {name} --hostname w --label 'a={hostile}' --label 'com.docker.compose.project={hostile}' \
+         {image} /bin/sleep 3600"
+    ))?;
+    let checked = (|| {
+        let harmless = |arguments: &[&str]| -> Result<(Option<i32>, String), Failed> {
+            let output = nvcli(arguments)?;
+            let told = String::from_utf8([output.stdout, output.stderr].concat())?;
+            let harmful = |c: char| c.is_control() && c != '\n';
+            ensure(!told.contains(harmful), format!("{arguments:?}: {told:?}"))?;
+            Ok((output.status.code(), told))
+        };
+        let (code, told) = harmless(&["attach", &hostile])?;
+        same("attach of what cannot be one", code, Some(2))?;
+        ensure(told.contains("no container can have this name"), told)?;
+        same("attach", harmless(&["attach", &name])?.0, Some(0))?;
+        let listed: Vec<Value> = attached()?;
+        let is_it = |one: &&Value| one["workload"] == name.as_str();
+        ensure(listed.iter().find(is_it).is_some(), format!("{listed:#?}"))?;
+        for arguments in [
+            &["list"][..],
+            &["doctor", &name],
+            &["doctor", &name, "--output", "json"],
+            &["flows", "--container", &name, "--duration", "1s"],
+            &["flows", "--duration", "1s", "--output", "csv"],
+        ] {
+            let (code, told) = harmless(arguments)?;
+            same(&format!("{arguments:?}: {told}"), code, Some(0))?;
+        }
+        same("detach", harmless(&["detach", &name])?.0, Some(0))
+    })();
+    let _ = sh(&format!("docker rm -f {name}"));
     checked
 }
 
