@@ -118,7 +118,18 @@ pub(crate) fn one_direction_alone_is_told() -> Result<(), Failed> {
         &stage.lab.host,
         &format!("tc filter del dev {port} ingress pref 1"),
     )?;
-    // ARP would be an answer: both know each other already.
+    // A neighbour that is looked for would be an answer: nobody looks for any, and both know each other already.
+    for netns in [
+        &stage.lab.host,
+        stage.netns(0),
+        stage.netns(1),
+        stage.netns(2),
+    ] {
+        sh_in(
+            netns,
+            "cd /proc/sys/net && echo 1 | tee ipv6/conf/*/disable_ipv6 >/dev/null && echo 0 > ipv4/igmp_link_local_mcast_reports",
+        )?;
+    }
     for (one, other) in [(0, 2), (2, 0)] {
         let other = &stage.lab.containers[other];
         sh_in(
