@@ -204,7 +204,7 @@ fn confine(files: &Files<'_>) {
         let mut ruleset = Ruleset::default().handle_access(all)?.create()?;
         if let Files::Beneath(paths) = files {
             let read = AccessFs::from_read(LANDLOCK) & !AccessFs::Execute;
-            ruleset = with(ruleset, Path::new("/"), read.into())?;
+            ruleset = with(ruleset, Path::new("/"), read)?;
             for path in *paths {
                 ruleset = with(ruleset, there(path), all & !AccessFs::Execute)?;
             }
