@@ -1362,6 +1362,11 @@ fn what_an_engine_tells_is_obeyed(mode: Mode) -> Result<(), Failed> {
         |one| one["state"] == "ignored" && one["because"] == "others",
     )?;
 
+    let status = agent.status()?;
+    ensure(
+        status["engines"][0]["events"].as_u64() >= Some(3),
+        format!("events heard: {}", status["engines"]),
+    )?;
     // A second network, and away again.
     engine.sh("docker network create second && docker network connect second early")?;
     until(

@@ -240,6 +240,12 @@ impl Follower {
                 continue;
             }
             self.state.events += 1;
+            if self
+                .tell(News::Engine(self.number, self.state.clone()))
+                .is_err()
+            {
+                return Ok(());
+            }
             let Some(id) = concerns(&event) else {
                 continue;
             };
