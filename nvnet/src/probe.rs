@@ -25,9 +25,11 @@ const SLOWLY: Duration = Duration::from_millis(5);
 const SILENT: Duration = Duration::from_millis(50);
 /// So many answers tell that the path can be measured, and that it works again.
 const ENOUGH: u64 = 3;
-/// How long the first answers are waited for. They come within microseconds: the kernel answers before the sending of
-/// the probe returns.
-const BEFORE: Duration = Duration::from_millis(10);
+/// After so many without [`ENOUGH`] answers there will be none. They come within microseconds: the kernel answers before the
+/// sending of the probe returns. Counted and not timed, since the thread may be kept from running.
+const UNANSWERED: u64 = 50;
+/// How long the first answers are waited for.
+const BEFORE: Duration = Duration::from_secs(1);
 /// How long answers are waited for after the switch.
 const AFTER: Duration = Duration::from_secs(1);
 
@@ -77,7 +79,7 @@ pub(crate) struct Prober {
     ipv4: Ipv4Addr,
 }
 
-/// What the thread saw: once when it was answered the first time, once at its end.
+/// What the thread saw: once when it was answered the first time or was not, once at its end.
 struct Seen {
     sent: u64,
     answers: Vec<Instant>,
@@ -189,7 +191,8 @@ fn run(socket: OwnedFd, frame: &[u8], switched: &Arc<AtomicBool>, tell: &SyncSen
             let mut readable = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
             let _ = ppoll(&mut readable, Some(TimeSpec::from_duration(left)), None);
         }
-        if !ready && seen.answers.len() as u64 >= ENOUGH {
+        let answered = seen.answers.len() as u64 >= ENOUGH;
+        if !ready && (answered || seen.sent >= UNANSWERED) {
             ready = true;
             let first = Seen {
                 sent: seen.sent,
