@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// `NS_GET_NSTYPE` of include/uapi/linux/nsfs.h: `_IO(0xb7, 3)`.
-const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
 /// Which kind of namespace an open file is: one of the `CLONE_NEW*` values. Since Linux 4.11.
 ///

@@ -214,7 +214,7 @@ pub(crate) fn mtu(socket: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
     let result = unsafe {
         libc::ioctl(
             socket.as_raw_fd(),
-            libc::SIOCGIFMTU,
+            libc::SIOCGIFMTU as libc::Ioctl,
             std::ptr::from_mut(&mut request),
         )
     };
