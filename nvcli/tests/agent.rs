@@ -772,10 +772,12 @@ impl Drop for Beside {
     }
 }
 
-/// Packet sockets of a host: each is one that reads frames.
+/// Packet sockets of a host that are handed frames by now: while a ring is made, its socket is there and not yet running.
 fn rings(host: &Netns) -> Result<usize, Failed> {
+    const RUNNING: usize = 5;
     let text = sh_in(host, "tail -n +2 /proc/net/packet")?;
-    Ok(text.lines().count())
+    let is_running = |line: &&str| line.split_whitespace().nth(RUNNING) == Some("1");
+    Ok(text.lines().filter(is_running).count())
 }
 
 fn flows_come_from_the_agent() -> Result<(), Failed> {
