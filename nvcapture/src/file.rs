@@ -551,41 +551,19 @@ impl Pcap {
                 Record::Need(self.head_len + kept)
             };
         };
-        let nanos = u64::from(order.u32(head, 0)) * 1_000_000_000
-            + u64::from(order.u32(head, 4)) * self.unit;
-        let mut meta = FrameMeta::ethernet(Timestamp::from_nanos(nanos), wire_len);
-        meta.link_type = self.link_type;
-        Record::Frame(
-            frame(octets, wire_len, self.fcs_len, meta),
-            self.head_len + kept,
-        )
+        let time = [order.u32(head, 0), order.u32(head, 4)];
+        Record::Frame(self.frame(octets, wire_len, time), self.head_len + kept)
     }
-}
 
-/// A file whose records are as those of nearly all: next to nothing is to be asked of each.
-#[derive(Clone, Copy, Debug)]
-struct Usual {
-    big_endian: bool,
-    unit: u64,
-    link_type: LinkType,
-    fcs_len: u32,
-}
-
-impl Pcap {
-    fn usual(&self) -> Option<Usual> {
-        (self.head_len == 16 && self.lengths_swapped == Swapped::No).then_some(Usual {
-            big_endian: self.big_endian,
-            unit: self.unit,
-            link_type: self.link_type,
-            fcs_len: self.fcs_len,
-        })
+    /// Whether its records are as those of nearly all files, so that [`usual_record`](Self::usual_record) reads them.
+    fn is_usual(&self) -> bool {
+        self.head_len == 16 && self.lengths_swapped == Swapped::No
     }
-}
 
-impl Usual {
-    /// The frame that `octets` begin with, if all of it is there, and the length of its record.
+    /// As [`record`](Self::record), with next to nothing to ask: the frame that `octets` begin with, if all of it is there, and the length of
+    /// its record.
     #[inline(always)]
-    fn record<'f>(&self, octets: &'f [u8]) -> Option<(Frame<'f>, usize)> {
+    fn usual_record<'f>(&self, octets: &'f [u8]) -> Option<(Frame<'f>, usize)> {
         let (head, behind) = octets.split_first_chunk::<16>()?;
         let [seconds, parts, kept, wire_len] = std::array::from_fn(|place| {
             let word = u128::from_le_bytes(*head) >> (32 * place);
@@ -596,11 +574,16 @@ impl Usual {
             }
         });
         let octets = behind.get(..kept as usize)?;
+        let frame = self.frame(octets, wire_len, [seconds, parts]);
+        Some((frame, 16 + kept as usize))
+    }
+
+    #[inline(always)]
+    fn frame<'f>(&self, octets: &'f [u8], wire_len: u32, [seconds, parts]: [u32; 2]) -> Frame<'f> {
         let nanos = u64::from(seconds) * 1_000_000_000 + u64::from(parts) * self.unit;
         let mut meta = FrameMeta::ethernet(Timestamp::from_nanos(nanos), wire_len);
         meta.link_type = self.link_type;
-        let frame = frame(octets, wire_len, self.fcs_len, meta);
-        Some((frame, 16 + kept as usize))
+        frame(octets, wire_len, self.fcs_len, meta)
     }
 }
 
@@ -953,13 +936,13 @@ impl<'b> Iterator for FileFrames<'b> {
     fn fold<A, F: FnMut(A, Frame<'b>) -> A>(mut self, mut sum: A, mut f: F) -> A {
         let mut walk = self.walk;
         let usual = match self.format {
-            Format::Pcap(format) => format.usual(),
+            Format::Pcap(format) if format.is_usual() => Some(*format),
             _ => None,
         };
         // One call of `f` for all formats: two of them would not be inlined.
         loop {
             let octets = self.octets.get(walk.at..).unwrap_or_default();
-            let (frame, length) = match usual.and_then(|usual| usual.record(octets)) {
+            let (frame, length) = match usual.and_then(|usual| usual.usual_record(octets)) {
                 Some(record) => record,
                 None => match self.format.frame(octets, &mut walk) {
                     Some(record) => record,
