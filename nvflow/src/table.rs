@@ -79,6 +79,19 @@ pub(crate) enum Evicted {
     Idle,
 }
 
+/// Whether `entry` is of the connection with that key; `addresses` are those of IPv6.
+#[inline(always)]
+fn is_of(entry: &Entry, addresses: &Pool<[u64; 4]>, key: &FlowKey) -> bool {
+    if entry.rest != key.rest {
+        return false;
+    }
+    if entry.is_ipv6() {
+        addresses.items.get(entry.addresses as usize) == Some(&key.addresses)
+    } else {
+        entry.addresses == key.addresses[0]
+    }
+}
+
 /// The table.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -212,17 +225,10 @@ impl Table {
 
     #[inline(always)]
     pub(crate) fn is_at(&self, slot: u32, key: &FlowKey) -> bool {
-        let Some(entry) = self.entries.items.get(slot as usize) else {
-            return false;
-        };
-        if entry.rest != key.rest {
-            return false;
-        }
-        if entry.is_ipv6() {
-            self.addresses.items.get(entry.addresses as usize) == Some(&key.addresses)
-        } else {
-            entry.addresses == key.addresses[0]
-        }
+        self.entries
+            .items
+            .get(slot as usize)
+            .is_some_and(|entry| is_of(entry, &self.addresses, key))
     }
 
     /// The slot of `key`'s connection.
@@ -288,18 +294,13 @@ impl Table {
         let Some(entry) = self.entries.items.get_mut(step.candidate as usize) else {
             return false;
         };
-        if entry.rest != step.key.rest {
+        if !is_of(entry, &self.addresses, &step.key) {
             return false;
         }
-        let addresses = if entry.is_ipv6() {
-            self.addresses.items.get(entry.addresses as usize) == Some(&step.key.addresses)
-        } else {
-            entry.addresses == step.key.addresses[0]
-        };
         let idle = (step.now as u32).wrapping_sub(entry.last);
         // Of a frame from before the start this is more than any timeout.
         let since_start = step.since(entry);
-        if !addresses | (idle > self.shortest) | (since_start > active) {
+        if (idle > self.shortest) | (since_start > active) {
             return false;
         }
         if self.identifier.is_some()

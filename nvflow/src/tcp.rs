@@ -441,7 +441,7 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
 
     if entry.is_followed() {
         // A copy, since what else is known of the connection is asked for meanwhile.
-        let block = &mut entry.block.clone();
+        let block = &mut { entry.block };
         let skipped = distance(segment.sequence, expected);
         block.sent(side, octets, end, skipped == 0, !known, time);
         if (octets > 0) & (skipped != 0) {
