@@ -558,23 +558,32 @@ fn a_reload_changes_what_is_attached() -> Result<(), Failed> {
     same("left", ours(&lab.host)?, String::new())
 }
 
-fn questions_are_answered() -> Result<(), Failed> {
-    let lab = Lab::new(&["web", "client"])?;
-    let [web, client] = [0, 1].map(|n| lab.containers[n].netns.clone());
-    let folder = tempfile::tempdir()?;
+/// An agent of two containers that writes its records to the file told, with `more` in its configuration.
+fn exporting(
+    lab: &Lab,
+    folder: &tempfile::TempDir,
+    more: &str,
+) -> Result<(Agent, PathBuf), Failed> {
     let file = folder.path().join("agent.toml");
     let exported = folder.path().join("flows.json");
+    let [first, second] = [0, 1].map(|n| target(&lab.containers[n].netns));
     let text = format!(
-        "targets = [{:?}, {:?}]\n[capture]\nrings = 2\n[metering]\nidle-timeout = \"1s\"\n\
-         [[export]]\nkind = \"file\"\npath = {exported:?}\n",
-        target(&web),
-        target(&client)
+        "targets = [{first:?}, {second:?}]\n{more}[metering]\nidle-timeout = \"1s\"\n\
+         [[export]]\nkind = \"file\"\npath = {exported:?}\n"
     );
     std::fs::write(&file, text)?;
     let agent = Agent::start(
         &lab.host,
         &["--no-engine", "--config", &file.display().to_string()],
     )?;
+    Ok((agent, exported))
+}
+
+fn questions_are_answered() -> Result<(), Failed> {
+    let lab = Lab::new(&["web", "client"])?;
+    let [web, client] = [0, 1].map(|n| lab.containers[n].netns.clone());
+    let folder = tempfile::tempdir()?;
+    let (agent, exported) = exporting(&lab, &folder, "[capture]\nrings = 2\n")?;
     // A listener hears every record that is made from here on.
     let mut stream = UnixStream::connect(&agent.socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -784,19 +793,7 @@ fn flows_come_from_the_agent() -> Result<(), Failed> {
     let lab = Lab::new(&["web", "client"])?;
     let [web, client] = [0, 1].map(|n| lab.containers[n].netns.clone());
     let folder = tempfile::tempdir()?;
-    let file = folder.path().join("agent.toml");
-    let exported = folder.path().join("flows.json");
-    let text = format!(
-        "targets = [{:?}, {:?}]\n[metering]\nidle-timeout = \"1s\"\n\
-         [[export]]\nkind = \"file\"\npath = {exported:?}\n",
-        target(&web),
-        target(&client)
-    );
-    std::fs::write(&file, text)?;
-    let agent = Agent::start(
-        &lab.host,
-        &["--no-engine", "--config", &file.display().to_string()],
-    )?;
+    let (agent, exported) = exporting(&lab, &folder, "")?;
     let tells = format!("the agent (process {}) tells", agent.child.id());
     let json = ["flows", "--output", "json", "--protocol", "tcp"];
     let with = |more: &[&'static str]| -> Vec<&'static str> { [&json[..], more].concat() };
