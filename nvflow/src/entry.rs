@@ -228,6 +228,8 @@ pub(crate) struct Step {
     pub(crate) direction: Direction,
     pub(crate) ttl: u8,
     pub(crate) dscp: u8,
+    /// Where in the frame the payload begins; 0 where that is not known without another walk through the headers.
+    pub(crate) payload_at: u8,
     /// The receiver is the initiator, if this is the first frame; of TCP the segment tells that.
     pub(crate) is_answer: bool,
     /// Whether the sender is inside the container, or the receiver; neither where that is not known.
@@ -256,6 +258,7 @@ impl Step {
         direction: Direction::Up,
         ttl: 0,
         dscp: 0,
+        payload_at: 0,
         is_answer: false,
         sender_inside: None,
     };
@@ -285,6 +288,15 @@ impl Step {
     #[inline(always)]
     pub(crate) const fn payload_octets(&self) -> u32 {
         self.amounts.payload_octets()
+    }
+
+    /// What was kept of the payload in the frame's `octets`, where it is known where that begins.
+    #[inline]
+    pub(crate) fn payload_in<'f>(&self, octets: &'f [u8]) -> Option<&'f [u8]> {
+        let kept = octets.get(usize::from(self.payload_at)..)?;
+        // What pads a short frame is none of it.
+        let payload = &kept[..kept.len().min(self.payload_octets() as usize)];
+        (self.payload_at > 0).then_some(payload)
     }
 }
 

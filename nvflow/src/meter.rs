@@ -399,6 +399,12 @@ impl Metering {
         step.direction = direction;
         step.ttl = plain.ip.time_to_live();
         step.dscp = plain.ip.dscp();
+        step.payload_at = if step.has_segment {
+            // Where there is any, the rest of the packet is headers.
+            14_u8.wrapping_add(plain.ip_octets.wrapping_sub(plain.payload_octets) as u8)
+        } else {
+            0
+        };
         step.is_answer = false;
         step.sender_inside = sender_inside;
         if self.may_be_super(frame) {
@@ -504,6 +510,7 @@ impl Metering {
         step.direction = direction;
         step.ttl = headers.ip.time_to_live();
         step.dscp = headers.ip.dscp();
+        step.payload_at = 0;
         step.is_answer = is_answer;
         step.sender_inside = sender_inside;
         if self.may_be_super(frame) {
@@ -532,7 +539,7 @@ impl Metering {
         if self.table.is_due(step.now) {
             self.expire_until(step.now, out);
         }
-        if self.table.count_in_line(step, self.active) {
+        if self.table.count_in_line(step, kept.0, self.active) {
             self.stats.metered += 1;
         } else {
             self.count_any(step, *kept, place, out);

@@ -288,9 +288,9 @@ impl Table {
     }
 
     /// Counts the frame of `step` if it is one of the many that change nothing but counts: in line, of a connection that is open and goes on,
-    /// whose payload is not looked at. Else does nothing, and [`count`](Self::count) has to.
+    /// whose payload tells nothing; `octets` are what was kept of it. Else does nothing, and [`count`](Self::count) has to.
     #[inline(always)]
-    pub(crate) fn count_in_line(&mut self, step: &Step, active: u64) -> bool {
+    pub(crate) fn count_in_line(&mut self, step: &Step, octets: &[u8], active: u64) -> bool {
         let Some(entry) = self.entries.items.get_mut(step.candidate as usize) else {
             return false;
         };
@@ -303,16 +303,22 @@ impl Table {
         if (idle > self.shortest) | (since_start > active) {
             return false;
         }
-        if self.identifier.is_some()
-            && step.payload_octets() > 0
-            && !entry.is_settled(step.direction as usize)
+        let tells = |identifier: &Identifier, entry: &mut Entry| {
+            step.payload_octets() > 0
+                && !entry.is_settled(step.direction as usize)
+                && !step
+                    .payload_in(octets)
+                    .is_some_and(|payload| identifier.rules_out(entry, step, payload))
+        };
+        if step.has_segment && !tcp::is_in_line(entry, step) {
+            return false;
+        }
+        if let Some(identifier) = &self.identifier
+            && tells(identifier, entry)
         {
             return false;
         }
         if step.has_segment {
-            if !tcp::is_in_line(entry, step) {
-                return false;
-            }
             tcp::follow_in_line(entry, &mut self.events, step);
         }
         entry.count_at(step, since_start);

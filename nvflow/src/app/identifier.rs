@@ -168,6 +168,25 @@ impl Identifier {
         }
     }
 
+    /// Whether `payload` begins nothing, in a segment that is in line and not yet counted; then all is done that [`look`](Self::look) would do.
+    #[inline(never)]
+    pub(crate) fn rules_out(&self, entry: &mut Entry, step: &Step, payload: &[u8]) -> bool {
+        let side = step.direction as usize;
+        // Nothing at all is the beginning of anything, but a frame that was cut there tells no more.
+        let may_begin = !payload.is_empty() && stream::may_begin(payload);
+        if may_begin
+            || (!self.started.is_empty() && self.started.contains_key(&place(step.candidate, side)))
+        {
+            return false;
+        }
+        let is_beginning =
+            entry.payload_octets_of(side) == 0 && entry.control[side] & control::SYN != 0;
+        if is_beginning || entry.packets_of(side) + 1 >= TRIES {
+            entry.settle(side);
+        }
+        true
+    }
+
     fn segment(&mut self, entries: &mut [Entry], slot: u32, step: &Step, payload: &[u8]) {
         let side = step.direction as usize;
         let entry = &mut entries[slot as usize];

@@ -46,6 +46,43 @@ pub(super) fn judge(
     one(octets, is_all)
 }
 
+/// Whether [`judge`] may say anything but no, now or when more comes, whatever is known: a test so short that it can be made of every segment.
+///
+/// False for nearly all that is not the beginning of a message.
+#[inline]
+pub(super) fn may_begin(octets: &[u8]) -> bool {
+    // Shorter ones are rare, and leave open too much.
+    let Some(head) = octets.first_chunk::<8>() else {
+        return true;
+    };
+    let word = |at: usize| octets.get(at..).and_then(<[u8]>::first_chunk).copied();
+    let [first, second, third, fourth, fifth, sixth, seventh, eighth] = *head;
+    let is_capital = |octet: u8| octet.is_ascii_uppercase() || octet == b'-';
+    // HTTP, and what is made to be taken for it or to differ from it.
+    let is_word = is_capital(first) & is_capital(second) & is_capital(third);
+    let is_tls = (20..=23).contains(&first) & (second == 3);
+    let is_redis = (first == b'*') & second.is_ascii_digit();
+    let little = u32::from_le_bytes([first, second, third, fourth]);
+    let is_mysql = ((little >> 8 == 0) & (first >= 40) & (fifth == 10))
+        | ((little == 0x0100_0020) & (sixth & 0x08 != 0));
+    let is_mongodb = (26..=48_000_000).contains(&little)
+        && word(12)
+            .is_none_or(|operation| matches!(u32::from_le_bytes(operation), 2004 | 2012 | 2013));
+    let code = u32::from_be_bytes([fifth, sixth, seventh, eighth]);
+    let is_postgresql =
+        (first | second == 0) & ((code >> 8 == 0x300) | matches!(code, 80_877_102..=80_877_104));
+    let length = u16::from_be_bytes([first, second]);
+    let is_dns = (length >= 12)
+        & matches!(fifth >> 3 & 0x0f, 0 | 1 | 4 | 5)
+        & (sixth & 0x40 == 0)
+        & (seventh == 0)
+        & ((eighth <= 1) | (octets.len() < 14));
+    let is_kafka = (first | fifth | seventh == 0) & (sixth < 100) & (eighth < 20)
+        && word(8).is_none_or(|[a, b, ..]| a | b == 0)
+        && octets.get(13).is_none_or(|octet| *octet > 0);
+    is_word | is_tls | is_redis | is_mysql | is_mongodb | is_postgresql | is_dns | is_kafka
+}
+
 /// What the first parser says that does not say no: one that says maybe goes before those behind it.
 fn first_of(parsers: &[fn(&[u8], bool) -> Verdict], octets: &[u8], is_all: bool) -> Verdict {
     parsers

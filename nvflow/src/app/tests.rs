@@ -8,6 +8,7 @@ use nvcapture::{Frame, FrameMeta, Timestamp};
 use proptest::prelude::*;
 
 use super::pieces::LIMIT;
+use super::{Verdict, stream};
 use crate::{
     Application, Dns, Field, FlowRecord, Identify, Meter, MeterConfig, MeterStats, Protocol,
     Timeouts, Tls, Value,
@@ -1620,6 +1621,23 @@ fn open_connections_tell_what_is_known_so_far() {
     assert_eq!(seen[0].value(Field::HttpStatusCode), None);
 }
 
+/// What tells nothing is looked at 8 times where the beginning was not seen, else once.
+#[test]
+fn a_side_is_given_up_after_so_much_that_tells_nothing() {
+    for (mut talk, looks) in [(Talk::begun(4711), 7), (Talk::tcp(4711), 0)] {
+        talk.says(SERVER, b"0123456789");
+        for _ in 0..looks {
+            talk.says(CLIENT, b"0123456789");
+        }
+        let mut late = talk.clone();
+        talk.says(CLIENT, b"GET /a HTTP/1.1\r\nHost: p.example\r\n\r\n");
+        assert_eq!(talk.protocol(), Some(Protocol::Http), "after {looks}");
+        late.says(CLIENT, b"0123456789");
+        late.says(CLIENT, b"GET /a HTTP/1.1\r\nHost: p.example\r\n\r\n");
+        assert_eq!(late.protocol(), None, "after {looks} and one");
+    }
+}
+
 /// The beginnings of all kinds of streams.
 fn streams() -> Vec<Vec<u8>> {
     vec![
@@ -1679,6 +1697,62 @@ proptest! {
         let mut parts = Talk::tcp(4711);
         parts.says_in(side, &stream, &pieces);
         prop_assert_eq!(parts.application(), whole.application());
+    }
+
+    /// What begins nothing by the short test begins nothing by the parsers, whatever the other side speaks.
+    #[test]
+    fn what_may_not_begin_is_nothing(
+        which in 0..16_usize,
+        changes in proptest::collection::vec((0..20_usize, any::<u8>()), 0..4),
+        any in proptest::collection::vec(any::<u8>(), 1..40),
+        kept in 0..80_usize,
+        id in any::<u16>(),
+    ) {
+        let mut stream = streams().into_iter().nth(which).unwrap_or(any);
+        for (at, octet) in changes {
+            let at = at % stream.len();
+            stream[at] = octet;
+        }
+        stream.truncate(kept);
+        // Of nothing, only that no more comes rules out what it may begin.
+        let is_nothing = stream.is_empty();
+        if stream::may_begin(&stream) && !is_nothing {
+            return Ok(());
+        }
+        let own = stream.get(2..4).map(|id| u16::from_be_bytes([id[0], id[1]]));
+        let knowns = Protocol::ALL.iter().copied().map(Some).chain([None]);
+        for known in knowns {
+            for (is_all, asked) in [(false, None), (true, own), (false, own), (true, Some(id))] {
+                if is_nothing && !is_all {
+                    continue;
+                }
+                let verdict = stream::judge(&stream, is_all, known, asked);
+                prop_assert!(matches!(verdict, Verdict::No), "{known:?} {asked:?}: {verdict:?}");
+            }
+        }
+    }
+
+    /// Frames with a tag take the long way, and tell the same.
+    #[test]
+    fn the_short_way_tells_what_the_long_one_does(
+        is_whole in any::<bool>(),
+        says in proptest::collection::vec((0..2_usize, 0..20_usize, 0..60_usize), 1..24),
+        any in proptest::collection::vec(any::<u8>(), 1..40),
+    ) {
+        let mut talk = if is_whole { Talk::tcp(4711) } else { Talk::begun(4711) };
+        for (side, which, most) in says {
+            let said = streams().into_iter().nth(which).unwrap_or_else(|| any.clone());
+            talk.says(side, &said[..said.len().min(most.max(1))]);
+            if most == 0 {
+                talk.cut(0);
+            }
+        }
+        let mut tagged = talk.clone();
+        for frame in &mut tagged.frames {
+            frame.octets.splice(12..12, [0x81, 0x00, 0x00, 0x07]);
+            frame.length += 4;
+        }
+        prop_assert_eq!(talk.application(), tagged.application());
     }
 
     /// Any octets in datagrams and segments: each frame is accounted for, and nothing breaks.
