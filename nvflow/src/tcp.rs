@@ -31,6 +31,20 @@ pub enum TcpState {
 }
 
 impl TcpState {
+    /// All of them, in the order of this type.
+    pub const ALL: &'static [Self] = &[
+        Self::SynSent,
+        Self::SynReceived,
+        Self::Established,
+        Self::FinWait1,
+        Self::FinWait2,
+        Self::CloseWait,
+        Self::Closing,
+        Self::LastAck,
+        Self::TimeWait,
+        Self::Closed,
+    ];
+
     /// The name, as RFC 9293 writes it.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -431,6 +431,46 @@ mod tests {
         assert_eq!(seen.len(), Field::ALL.len());
     }
 
+    /// Each state, and of what can go wrong all, nothing or one thing: these are written by pieces longer than a field.
+    #[test]
+    fn any_connection_of_tcp_is_written_field_by_field() {
+        let text = r#"{"protocolIdentifier":6,"retransmittedSegments":7,"outOfOrderSegments":8}"#;
+        let Some(Line::Record(_, record)) = line(text.as_bytes()) else {
+            panic!("{text}");
+        };
+        let quiet = nvflow::TcpSide::default();
+        let (some, one) = (
+            record.tcp.expect("a connection of TCP").forward,
+            nvflow::TcpSide {
+                zero_windows: 1,
+                ..quiet
+            },
+        );
+        for &state in nvflow::TcpState::ALL {
+            for (forward, reverse) in [(quiet, quiet), (some, quiet), (quiet, one)] {
+                let mut record = record.clone();
+                record.tcp = record.tcp.map(|tcp| nvflow::TcpRecord {
+                    state,
+                    forward,
+                    reverse,
+                    ..tcp
+                });
+                let mut expected = Map::new();
+                record.fields(|field, value| {
+                    let value = match value {
+                        nvflow::Value::Unsigned(number) => number.into(),
+                        nvflow::Value::Text(text) => text.into(),
+                        nvflow::Value::Address(address) => address.to_string().into(),
+                        other => panic!("{other:?}"),
+                    };
+                    expected.insert(field.name().to_owned(), value);
+                });
+                assert_eq!(expected["tcpState"], state.as_str());
+                assert_eq!(written(&record), Value::Object(expected));
+            }
+        }
+    }
+
     #[test]
     fn what_is_no_record_is_refused() {
         for text in [

@@ -4,7 +4,10 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
-use nvflow::{Columns, Endpoint, Field, FlowEndReason, FlowRecord, Value, Vantage};
+use nvflow::{
+    Columns, Endpoint, Field, FlowEndReason, FlowRecord, TcpRecord, TcpSide, TcpState, Value,
+    Vantage,
+};
 
 use crate::escape;
 use crate::events::Event;
@@ -25,16 +28,50 @@ pub(crate) trait Lines {
 
 /// The names of all fields, each as it stands before its value; known when this is built, so that copying one is a few stores.
 const KEYS: [Short; Field::ALL.len()] = {
-    let mut keys = [Short::new(&[]); Field::ALL.len()];
+    let mut keys = [Short::EMPTY; Field::ALL.len()];
     let mut place = 0;
+    let mut sum = 0;
     while place < keys.len() {
         // Every record has its start, which is the first field.
         let before = if place == 0 { "{\"" } else { ",\"" };
         keys[place] = Short::new(&[before, Field::ALL[place].name(), "\":"]);
+        sum += keys[place].octets().len() + LONGEST_VALUE;
         place += 1;
     }
+    assert!(sum < Line::FIXED);
     keys
 };
+/// No value that is not a text is longer, be it an address of IPv6 in quotes or two times.
+const LONGEST_VALUE: usize = 48;
+
+/// The states of TCP with their key.
+const STATES: [Short; TcpState::ALL.len()] = {
+    let mut states = [Short::EMPTY; TcpState::ALL.len()];
+    let mut place = 0;
+    while place < states.len() {
+        let state = TcpState::ALL[place];
+        assert!(state as usize == place);
+        states[place] = KEYS[Field::State as usize]
+            .and(b"\"")
+            .and(state.as_str().as_bytes())
+            .and(b"\"");
+        place += 1;
+    }
+    states
+};
+
+/// What went wrong in a TCP connection, most of the time nothing: with all keys.
+const NO_EVENTS: Short<224> = {
+    let mut all = Short::EMPTY;
+    let mut place = FIRST_EVENT;
+    while place <= LAST_EVENT {
+        all = all.and(KEYS[place].octets()).and(b"0");
+        place += 1;
+    }
+    all
+};
+const FIRST_EVENT: usize = Field::Retransmitted as usize;
+const LAST_EVENT: usize = Field::ReverseZeroWindows as usize;
 
 /// One JSON object a line; its keys are those of [`Field`], in their order.
 #[derive(Debug)]
@@ -59,19 +96,23 @@ impl<W: Write> Json<W> {
 
 impl<W: Write> Lines for Json<W> {
     fn record(&mut self, record: &FlowRecord) -> io::Result<()> {
-        let event = self.event;
-        self.out.line(|line| {
-            if let Some(event) = event {
-                line.text("{\"event\":\"");
-                line.text(event.name());
-                line.text("\"");
-            }
-            record.columns(&mut Object {
-                line,
-                goes_on: event.is_some(),
-            });
-            line.octet(b'}');
-        })
+        let mut line = self.out.begin();
+        if let Some(event) = self.event {
+            line.text("{\"event\":\"");
+            line.text(event.name());
+            line.text("\"");
+        }
+        let mut object = Object {
+            line,
+            goes_on: self.event.is_some(),
+            tcp: record.tcp.as_ref(),
+            has_events: record.tcp.as_ref().is_some_and(has_events),
+        };
+        record.columns(&mut object);
+        let mut line = object.line;
+        line.octet(b'}');
+        let made = line.end();
+        self.out.take(made)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -83,21 +124,61 @@ impl<W: Write> Lines for Json<W> {
     }
 }
 
-/// A JSON object in the making.
-struct Object<'a, 'l> {
-    line: &'a mut Line<'l>,
-    /// Whether a key stands before the record's first.
-    goes_on: bool,
+/// Whether a segment of either side did anything but carry on.
+#[inline(always)]
+fn has_events(tcp: &TcpRecord) -> bool {
+    let of = |side: &TcpSide| {
+        side.retransmitted_segments
+            | side.out_of_order_segments
+            | side.duplicate_acks
+            | side.zero_windows
+    };
+    of(&tcp.forward) | of(&tcp.reverse) != 0
 }
 
-impl<'r> Columns<'r> for Object<'_, '_> {
+/// A JSON object in the making.
+struct Object<'a> {
+    line: Line<'a>,
+    /// Whether a key stands before the record's first.
+    goes_on: bool,
+    tcp: Option<&'a TcpRecord>,
+    has_events: bool,
+}
+
+impl Object<'_> {
+    /// Puts down what can be put down with its key at once; whether `field` was one of that.
+    #[inline(always)]
+    fn at_once(&mut self, field: Field) -> bool {
+        let Some(tcp) = self.tcp else { return false };
+        let place = field as usize;
+        if place == Field::State as usize {
+            if let Some(state) = STATES.get(tcp.state as usize) {
+                self.line.short(state);
+            }
+            return true;
+        }
+        let is_event = (FIRST_EVENT..=LAST_EVENT).contains(&place);
+        if !is_event || self.has_events {
+            return false;
+        }
+        if place == FIRST_EVENT {
+            self.line.short(&NO_EVENTS);
+        }
+        true
+    }
+}
+
+impl<'r> Columns<'r> for Object<'_> {
     #[inline(always)]
     fn column(&mut self, field: Field, value: Option<Value<'r>>) {
+        if self.at_once(field) {
+            return;
+        }
         const CLIENT: Short = Short::new(&["\"client\":"]);
         const SERVER: Short = Short::new(&["\"server\":"]);
         // As the first key of all, but behind another one.
         const FIRST: Short = Short::new(&[",\"", Field::ALL[0].name(), "\":"]);
-        let out = &mut *self.line;
+        let out = &mut self.line;
         let Some(value) = value else { return };
         if field as usize == 0 && self.goes_on {
             out.short(&FIRST);
@@ -132,17 +213,23 @@ impl<'r> Columns<'r> for Object<'_, '_> {
     }
 }
 
+#[inline(always)]
 fn json_text(out: &mut Line<'_>, text: &str) {
     if escape::is_plain(text) {
         out.octet(b'"');
         out.text(text);
         out.octet(b'"');
-        return;
+    } else {
+        out.text(&escaped(text));
     }
+}
+
+#[cold]
+fn escaped(text: &str) -> String {
     let mut escaped = Vec::new();
     // Writing to a Vec does not fail, and what is written is text.
     drop(escape::json(&mut escaped, &text));
-    out.text(&String::from_utf8_lossy(&escaped));
+    String::from_utf8_lossy(&escaped).into_owned()
 }
 
 /// Comma-separated values (RFC 4180): a column for every [`Field`], empty where it has no meaning.
@@ -164,25 +251,25 @@ impl<W: Write> Csv<W> {
     #[cold]
     fn titles(&mut self) -> io::Result<()> {
         self.header = false;
-        let has_events = self.event.is_some();
-        self.out.line(|line| {
-            if has_events {
-                line.text("event,");
-            }
-            for (place, &field) in Field::ALL.iter().enumerate() {
-                let parts: &[&str] = match field {
-                    Field::HandshakeRtt => &[".client", ".server"],
-                    _ => &[""],
-                };
-                for (part, suffix) in parts.iter().enumerate() {
-                    if place + part > 0 {
-                        line.octet(b',');
-                    }
-                    line.text(field.name());
-                    line.text(suffix);
+        let mut line = self.out.begin();
+        if self.event.is_some() {
+            line.text("event,");
+        }
+        for (place, &field) in Field::ALL.iter().enumerate() {
+            let parts: &[&str] = match field {
+                Field::HandshakeRtt => &[".client", ".server"],
+                _ => &[""],
+            };
+            for (part, suffix) in parts.iter().enumerate() {
+                if place + part > 0 {
+                    line.octet(b',');
                 }
+                line.text(field.name());
+                line.text(suffix);
             }
-        })
+        }
+        let made = line.end();
+        self.out.take(made)
     }
 }
 
@@ -191,14 +278,15 @@ impl<W: Write> Lines for Csv<W> {
         if self.header {
             self.titles()?;
         }
-        let event = self.event;
-        self.out.line(|line| {
-            if let Some(event) = event {
-                line.text(event.name());
-                line.octet(b',');
-            }
-            record.columns(&mut Row(line));
-        })
+        let mut line = self.out.begin();
+        if let Some(event) = self.event {
+            line.text(event.name());
+            line.octet(b',');
+        }
+        let mut row = Row(line);
+        record.columns(&mut row);
+        let made = row.0.end();
+        self.out.take(made)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -215,12 +303,12 @@ impl<W: Write> Lines for Csv<W> {
 }
 
 /// A line of CSV in the making.
-struct Row<'a, 'l>(&'a mut Line<'l>);
+struct Row<'a>(Line<'a>);
 
-impl<'r> Columns<'r> for Row<'_, '_> {
+impl<'r> Columns<'r> for Row<'_> {
     #[inline(always)]
     fn column(&mut self, field: Field, value: Option<Value<'r>>) {
-        let out = &mut *self.0;
+        let out = &mut self.0;
         if field as usize > 0 {
             out.octet(b',');
         }
@@ -245,17 +333,22 @@ impl<'r> Columns<'r> for Row<'_, '_> {
 }
 
 /// A text, made harmless, in quotes where it needs them; there are no line ends left in it.
+#[inline(always)]
 fn csv_text(out: &mut Line<'_>, text: &str) {
     if escape::is_plain(text) {
         return out.text(text);
     }
+    out.text(&csv_field(text));
+}
+
+#[cold]
+fn csv_field(text: &str) -> String {
     let text = escape::csv_field(text);
-    if !text.contains(['"', ',']) {
-        return out.text(&text);
+    if text.contains(['"', ',']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.into_owned()
     }
-    out.octet(b'"');
-    out.text(&text.replace('"', "\"\""));
-    out.octet(b'"');
 }
 
 /// The columns of a table of connections.

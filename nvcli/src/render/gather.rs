@@ -7,75 +7,99 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Octets from which on a line's end writes what has been gathered.
 const GATHERED: usize = 1 << 16;
-/// Room behind that for a line that is no longer than usual.
-const ROOM: usize = 8 << 10;
+/// Room for a line behind that. Texts end in its first half, or are put aside with all that stands before them: what a record has beside
+/// texts fits into the other half.
+const PIECE: usize = 1 << 14;
+/// What is put down at once is no longer.
+const PAST: usize = 256;
 
-/// All pairs of digits.
-const PAIRS: [[u8; 2]; 100] = {
-    let mut pairs = [[0; 2]; 100];
+/// The digits of all numbers below 1,000: three octets, with zeros before, and how many of them the number needs.
+const DIGITS: [u32; 1000] = {
+    let mut all = [0; 1000];
     let mut number = 0;
-    while number < 100 {
-        pairs[number] = [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8];
+    while number < all.len() {
+        let count = if number < 10 {
+            1
+        } else if number < 100 {
+            2
+        } else {
+            3
+        };
+        let [hundreds, tens, ones] = [number / 100, number / 10 % 10, number % 10];
+        all[number] = u32::from_le_bytes([
+            b'0' + hundreds as u8,
+            b'0' + tens as u8,
+            b'0' + ones as u8,
+            count,
+        ]);
         number += 1;
     }
-    pairs
+    all
 };
 
-/// Octets that are not longer than [`Self::MOST`], kept so that copying them needs no call.
+/// Octets that are not longer than `MOST`, kept so that copying them needs no call.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Short {
-    octets: [u8; Self::MOST],
-    length: u8,
+pub(crate) struct Short<const MOST: usize = 48> {
+    octets: [u8; MOST],
+    length: usize,
 }
 
-impl Short {
-    pub(crate) const MOST: usize = 48;
+impl<const MOST: usize> Short<MOST> {
+    /// Without any octets.
+    pub(crate) const EMPTY: Self = Self {
+        octets: [0; MOST],
+        length: 0,
+    };
 
-    /// `parts`, one after the other, at most [`Self::MOST`] octets of them.
+    /// `parts`, one after the other, at most `MOST` octets of them.
     pub(crate) const fn new(parts: &[&str]) -> Self {
-        let mut octets = [0; Self::MOST];
-        let mut length = 0;
         let mut part = 0;
+        let mut short = Self::EMPTY;
         while part < parts.len() {
-            let text = parts[part].as_bytes();
-            let mut at = 0;
-            while at < text.len() {
-                octets[length] = text[at];
-                length += 1;
-                at += 1;
-            }
+            short = short.and(parts[part].as_bytes());
             part += 1;
         }
-        Self {
-            octets,
-            length: length as u8,
+        short
+    }
+
+    /// The same with `octets` behind it.
+    pub(crate) const fn and(mut self, octets: &[u8]) -> Self {
+        let mut at = 0;
+        while at < octets.len() {
+            self.octets[self.length] = octets[at];
+            self.length += 1;
+            at += 1;
         }
+        self
+    }
+
+    /// What it consists of.
+    pub(crate) const fn octets(&self) -> &[u8] {
+        self.octets.split_at(self.length).0
     }
 }
 
 /// A line in the making.
 ///
-/// It lives where its writer does, so that how far it has come stays in a register from one value to the next.
+/// Nothing asks whether there is room: a line's place is below [`PIECE`] at all times, which its mask tells the compiler.
 #[derive(Debug)]
 pub(crate) struct Line<'a> {
-    octets: &'a mut [u8],
+    piece: &'a mut [u8; PIECE + PAST],
     at: usize,
-    /// It did not fit: what was put down is of no use.
-    is_cut: bool,
+    /// What was put aside of it, as it is longer than usual.
+    long: &'a mut Vec<u8>,
 }
 
 impl Line<'_> {
-    /// Room for `N` octets, of which the caller says how many stay; `None` when the line does not fit.
+    /// What a record may have beside texts. Unit: octets.
+    pub(crate) const FIXED: usize = PIECE / 2;
+
+    /// Room for `N` octets, of which the caller says how many stay.
     #[inline(always)]
     fn room<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
-        let room = self
-            .octets
-            .get_mut(self.at..)
-            .and_then(|rest| rest.first_chunk_mut());
-        if room.is_none() {
-            self.is_cut = true;
-        }
-        room
+        const { assert!(N <= PAST) };
+        debug_assert!(self.at < PIECE);
+        self.piece[self.at % PIECE..].first_chunk_mut()
     }
 
     /// One octet.
@@ -89,18 +113,26 @@ impl Line<'_> {
 
     /// A text known when this was built.
     #[inline(always)]
-    pub(crate) fn short(&mut self, short: &Short) {
-        if let Some(room) = self.room() {
+    pub(crate) fn short<const MOST: usize>(&mut self, short: &Short<MOST>) {
+        // All but the longest need no more than the half of it.
+        if MOST > 32 && short.length <= 32 {
+            if let Some((half, room)) = short.octets.first_chunk::<32>().zip(self.room()) {
+                *room = *half;
+                self.at += short.length;
+            }
+        } else if let Some(room) = self.room() {
             *room = short.octets;
-            self.at += usize::from(short.length);
+            self.at += short.length;
         }
     }
 
     /// A number, in decimal.
     #[inline(always)]
     pub(crate) fn number(&mut self, number: u64) {
-        if number < 10 {
-            self.octet(b'0' + number as u8);
+        if number < 1_000 {
+            if let Some(room) = self.room::<4>() {
+                self.at += first_three(room, number as u32);
+            }
         } else if let Some(room) = self.room() {
             self.at += decimal(room, number);
         }
@@ -124,65 +156,103 @@ impl Line<'_> {
     }
 
     /// A text of any length, as it is.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn text(&mut self, text: &str) {
-        let end = self.at + text.len();
-        match self.octets.get_mut(self.at..end) {
-            Some(room) => {
-                room.copy_from_slice(text.as_bytes());
-                self.at = end;
-            }
-            None => self.is_cut = true,
-        }
+        // Not by a method of the line: one that is not inlined would have its place in memory, and every value wait for it.
+        self.at = put_text(self.piece, self.at, self.long, text.as_bytes());
     }
+
+    /// Ends it.
+    #[inline(always)]
+    pub(crate) fn end(mut self) -> Made {
+        self.octet(b'\n');
+        Made(self.at)
+    }
+}
+
+/// A line that is made: how many octets of it were not put aside.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Made(usize);
+
+/// Puts `text` behind the `at` octets of `piece`, or behind those in `long` with it; gives how many are in `piece` then.
+fn put_text(piece: &mut [u8], at: usize, long: &mut Vec<u8>, text: &[u8]) -> usize {
+    let end = at + text.len();
+    if end <= PIECE / 2
+        && let Some(room) = piece.get_mut(at..end)
+    {
+        room.copy_from_slice(text);
+        return end;
+    }
+    long.extend_from_slice(&piece[..at]);
+    long.extend_from_slice(text);
+    0
+}
+
+/// Room for a number: 20 digits, and so much more that no place below 32 has to be looked at.
+const DECIMAL: usize = 36;
+
+/// Writes a number below 1,000; gives its length.
+#[inline(always)]
+fn first_three<const N: usize>(room: &mut [u8; N], number: u32) -> usize {
+    let digits = DIGITS[number as usize];
+    let count = digits >> 24;
+    // Zeros before it go, and what comes in behind is written over.
+    room[..4].copy_from_slice(&(digits >> (24 - 8 * count)).to_le_bytes());
+    count as usize
+}
+
+/// Writes three digits from `at` on, and an octet behind them that means nothing.
+#[inline(always)]
+fn three(room: &mut [u8; DECIMAL], at: usize, number: u32) {
+    let at = at % 32;
+    room[at..at + 4].copy_from_slice(&DIGITS[number as usize].to_le_bytes());
+}
+
+/// Writes a number of up to nine digits; gives its length.
+#[inline(always)]
+fn first_nine(room: &mut [u8; DECIMAL], number: u32) -> usize {
+    let (high, low) = (number / 1_000, number % 1_000);
+    if high == 0 {
+        return first_three(room, low);
+    }
+    let length = if high < 1_000 {
+        first_three(room, high)
+    } else {
+        let length = first_three(room, high / 1_000);
+        three(room, length, high % 1_000);
+        length + 3
+    };
+    three(room, length, low);
+    length + 3
+}
+
+/// Writes nine digits from `at` on.
+#[inline(always)]
+fn nine(room: &mut [u8; DECIMAL], at: usize, number: u32) {
+    three(room, at, number / 1_000_000);
+    three(room, at + 3, number / 1_000 % 1_000);
+    three(room, at + 6, number % 1_000);
 }
 
 /// Writes a number; gives its length.
 #[inline]
-fn decimal(room: &mut [u8; 20], number: u64) -> usize {
-    const EIGHT: u64 = 100_000_000;
-    if number < EIGHT {
-        return up_to_eight(room, 0, number as u32);
+fn decimal(room: &mut [u8; DECIMAL], number: u64) -> usize {
+    const BILLION: u64 = 1_000_000_000;
+    if number < BILLION {
+        return first_nine(room, number as u32);
     }
     // The lower digits do not wait for the higher ones.
-    let (high, low) = (number / EIGHT, number % EIGHT);
-    let length = if high < EIGHT {
-        up_to_eight(room, 0, high as u32)
+    let (high, low) = (number / BILLION, (number % BILLION) as u32);
+    let length = if high < BILLION {
+        first_nine(room, high as u32)
     } else {
-        let length = up_to_eight(room, 0, (high / EIGHT) as u32);
-        eight(room, length, (high % EIGHT) as u32);
-        length + 8
+        let length = first_nine(room, (high / BILLION) as u32);
+        nine(room, length, (high % BILLION) as u32);
+        length + 9
     };
-    eight(room, length, low as u32);
-    length + 8
-}
-
-/// Writes eight digits from `at` on.
-#[inline(always)]
-fn eight(room: &mut [u8; 20], at: usize, number: u32) {
-    let (high, low) = (number / 10_000, number % 10_000);
-    for (place, pair) in [high / 100, high % 100, low / 100, low % 100]
-        .into_iter()
-        .enumerate()
-    {
-        room[at + 2 * place..at + 2 * place + 2].copy_from_slice(&PAIRS[pair as usize]);
-    }
-}
-
-/// Writes up to eight digits from `at` on; gives how many.
-#[inline(always)]
-fn up_to_eight(room: &mut [u8; 20], at: usize, mut number: u32) -> usize {
-    let digits = number.max(1).ilog10() as usize + 1;
-    let mut end = digits;
-    while end >= 2 {
-        end -= 2;
-        room[at + end..at + end + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
-        number /= 100;
-    }
-    if end == 1 {
-        room[at] = b'0' + number as u8;
-    }
-    digits
+    nine(room, length, low);
+    length + 9
 }
 
 /// Each octet in decimal with a point behind it, and the length of that.
@@ -190,11 +260,11 @@ const POINTED: [([u8; 4], u8); 256] = {
     let mut all = [([0; 4], 0); 256];
     let mut octet = 0;
     while octet < all.len() {
-        let [tens, ones] = PAIRS[octet % 100];
-        all[octet] = match octet {
-            0..10 => ([ones, b'.', 0, 0], 2),
-            10..100 => ([tens, ones, b'.', 0], 3),
-            _ => ([b'0' + (octet / 100) as u8, tens, ones, b'.'], 4),
+        let [hundreds, tens, ones, count] = DIGITS[octet].to_le_bytes();
+        all[octet] = match count {
+            1 => ([ones, b'.', 0, 0], 2),
+            2 => ([tens, ones, b'.', 0], 3),
+            _ => ([hundreds, tens, ones, b'.'], 4),
         };
         octet += 1;
     }
@@ -228,48 +298,53 @@ pub(crate) struct Gather<W> {
     out: W,
     text: Vec<u8>,
     at: usize,
+    /// Lines that are longer than usual; empty most of the time.
+    long: Vec<u8>,
 }
 
 impl<W: Write> Gather<W> {
     pub(crate) fn new(out: W) -> Self {
         Self {
             out,
-            text: vec![0; GATHERED + ROOM],
+            text: vec![0; GATHERED + PIECE + PAST],
             at: 0,
+            long: Vec::new(),
         }
     }
 
-    /// Gathers a line, without its end, that `make` makes; it is asked again when the line was longer than there was room.
-    #[inline]
-    pub(crate) fn line(&mut self, make: impl Fn(&mut Line<'_>)) -> io::Result<()> {
-        loop {
-            let mut line = Line {
-                octets: &mut self.text[self.at..],
-                at: 0,
-                is_cut: false,
-            };
-            make(&mut line);
-            line.octet(b'\n');
-            let Line { at, is_cut, .. } = line;
-            if !is_cut {
-                self.at += at;
-                break;
-            }
-            self.make_room()?;
+    /// Begins a line, which is to be [taken](Self::take) when all is put down. Beside texts there is room for [`Line::FIXED`] octets.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self) -> Line<'_> {
+        let room = &mut self.text[self.at..];
+        Line {
+            piece: room
+                .first_chunk_mut()
+                .expect("room for a line behind what is gathered"),
+            at: 0,
+            long: &mut self.long,
         }
+    }
+
+    /// Takes the line that was [begun](Self::begin), with its end.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, Made(length): Made) -> io::Result<()> {
+        if !self.long.is_empty() {
+            return self.write_long(length);
+        }
+        self.at += length;
         if self.at >= GATHERED {
             self.write()?;
         }
         Ok(())
     }
 
+    /// Writes a line that was put aside but for its last octets, and what was gathered before it.
     #[cold]
-    fn make_room(&mut self) -> io::Result<()> {
-        if self.at == 0 {
-            let twice = 2 * self.text.len();
-            self.text.resize(twice, 0);
-        }
-        self.write()
+    fn write_long(&mut self, last: usize) -> io::Result<()> {
+        let mut long = std::mem::take(&mut self.long);
+        long.extend_from_slice(&self.text[self.at..self.at + last]);
+        self.write()?;
+        self.out.write_all(&long)
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -294,10 +369,17 @@ impl<W: Write> Gather<W> {
 mod tests {
     use super::*;
 
-    fn shown(put: impl Fn(&mut Line<'_>)) -> String {
+    fn put<W: Write>(gather: &mut Gather<W>, put: impl Fn(&mut Line<'_>)) {
+        let mut line = gather.begin();
+        put(&mut line);
+        let made = line.end();
+        gather.take(made).expect("memory");
+    }
+
+    fn shown(what: impl Fn(&mut Line<'_>)) -> String {
         let mut out = Vec::new();
         let mut gather = Gather::new(&mut out);
-        gather.line(put).expect("memory");
+        put(&mut gather, what);
         gather.flush().expect("memory");
         drop(gather);
         assert_eq!(out.pop(), Some(b'\n'));
@@ -340,20 +422,19 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_however_much_there_is() {
-        let long = "x".repeat(3 * (GATHERED + ROOM));
+        let long = "x".repeat(3 * (GATHERED + PIECE));
         for count in [1, 1_000, 40_000] {
             let mut out = Vec::new();
             let mut gather = Gather::new(&mut out);
             for place in 0..count {
-                let made = gather.line(|line| {
+                put(&mut gather, |line| {
                     line.number(7);
-                    line.short(&Short::new(&["key", "="]));
+                    line.short(&Short::<48>::new(&["key", "="]));
                     line.address([255; 4].into());
                     if place == count / 2 {
                         line.text(&long);
                     }
                 });
-                made.expect("memory");
             }
             gather.flush().expect("memory");
             let all = String::from_utf8(out).expect("text");
@@ -377,7 +458,7 @@ mod tests {
             }
         }
         let mut gather = Gather::new(Full);
-        gather.line(|line| line.text("line")).expect("gathered");
+        put(&mut gather, |line| line.text("line"));
         assert_eq!(
             gather.flush().map_err(|error| error.kind()),
             Err(io::ErrorKind::StorageFull)
