@@ -3,7 +3,7 @@
 /// Slots in one bucket.
 const WIDTH: usize = 12;
 
-/// A cache line: for each slot an octet of its hash, then the slots.
+/// A cache line: for each slot an octet of its hash, then the slots, each with more of its hash above it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 struct Bucket {
@@ -43,7 +43,7 @@ impl Bucket {
     }
 
     #[inline(always)]
-    fn slot(&self, place: usize) -> u32 {
+    fn word(&self, place: usize) -> u32 {
         self.slots[place.min(WIDTH - 1)]
     }
 
@@ -61,11 +61,11 @@ impl Bucket {
         (self.tags[place / 8] >> (place % 8 * 8)) as u8
     }
 
-    fn set(&mut self, place: usize, tag: u8, slot: u32) {
+    fn set(&mut self, place: usize, tag: u8, word: u32) {
         let shift = place % 8 * 8;
-        let word = &mut self.tags[place / 8];
-        *word = (*word & !(0xff << shift)) | (u64::from(tag) << shift);
-        self.slots[place] = slot;
+        let tags = &mut self.tags[place / 8];
+        *tags = (*tags & !(0xff << shift)) | (u64::from(tag) << shift);
+        self.slots[place] = word;
     }
 }
 
@@ -76,17 +76,20 @@ impl Bucket {
 #[derive(Debug)]
 pub struct BucketIndex {
     buckets: Vec<Bucket>,
+    /// How many bits a slot's number has; those above it are of the hash.
+    slot_bits: u32,
 }
 
 impl BucketIndex {
-    /// An empty index for up to `capacity` entries.
+    /// An empty index for up to `capacity` entries, whose slots are below that.
     pub fn new(capacity: usize) -> Result<Self, std::collections::TryReserveError> {
         let count = (capacity / 8 + 1).min(u32::MAX as usize);
         let mut buckets = Vec::new();
         buckets.try_reserve_exact(count)?;
         nvcapture::prefer_huge_pages(&buckets);
         buckets.resize(count, Bucket::EMPTY);
-        Ok(Self { buckets })
+        let slot_bits = capacity.min(1 << 32).next_power_of_two().ilog2();
+        Ok(Self { buckets, slot_bits })
     }
 
     /// Takes all out.
@@ -119,24 +122,46 @@ impl BucketIndex {
         nvcapture::prefetch(&self.buckets[self.home(hash)]);
     }
 
+    /// `slot` and, in the bits above it, those of `hash` that are neither in the tag nor, unless there are millions of buckets, tell the bucket.
+    ///
+    /// A tag alone is that of another entry once in some thirty lookups, whose memory nobody has asked for.
+    #[inline(always)]
+    const fn word(&self, hash: u64, slot: u32) -> u32 {
+        (((hash as u32 >> 8) as u64) << self.slot_bits) as u32 | slot
+    }
+
+    #[inline(always)]
+    const fn slot_of(&self, word: u32) -> u32 {
+        word & ((1_u64 << self.slot_bits) - 1) as u32
+    }
+
     /// A slot that may be the one of `hash`; its key is to be compared. When there is none it is any.
     #[inline(always)]
     pub fn candidate(&self, hash: u64) -> u32 {
         let bucket = &self.buckets[self.home(hash)];
-        bucket.slot(Bucket::first(bucket.matching(Self::tag(hash))))
+        let wanted = self.word(hash, 0);
+        let mut matching = bucket.matching(Self::tag(hash));
+        let mut word = bucket.word(Bucket::first(matching));
+        while self.slot_of(word) | wanted != word && matching != 0 {
+            matching &= matching - 1;
+            word = bucket.word(Bucket::first(matching));
+        }
+        self.slot_of(word)
     }
 
     /// The slot of `hash` for which `is_it` holds.
     #[inline]
     pub fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let tag = Self::tag(hash);
+        let wanted = self.word(hash, 0);
         let mut at = self.home(hash);
         for _ in 0..self.buckets.len() {
             let bucket = &self.buckets[at];
             let mut matching = bucket.matching(tag);
             while matching != 0 {
-                let slot = bucket.slot(Bucket::first(matching));
-                if is_it(slot) {
+                let word = bucket.word(Bucket::first(matching));
+                let slot = self.slot_of(word);
+                if word == wanted | slot && is_it(slot) {
                     return Some(slot);
                 }
                 matching &= matching - 1;
@@ -149,14 +174,16 @@ impl BucketIndex {
         None
     }
 
-    /// Adds `slot` under `hash`; there must be fewer entries than the capacity.
+    /// Adds `slot`, which is below the capacity, under `hash`; there must be fewer entries than the capacity.
     pub fn insert(&mut self, hash: u64, slot: u32) {
+        debug_assert_eq!(self.slot_of(slot), slot);
+        let word = self.word(hash, slot);
         let mut at = self.home(hash);
         loop {
             let bucket = &mut self.buckets[at];
             let free = Bucket::first(bucket.matching(0));
             if free < WIDTH {
-                bucket.set(free, Self::tag(hash), slot);
+                bucket.set(free, Self::tag(hash), word);
                 return;
             }
             bucket.add_passed(1);
@@ -166,12 +193,13 @@ impl BucketIndex {
 
     /// Takes `slot` out, which is there under `hash`.
     pub fn remove(&mut self, hash: u64, slot: u32) {
+        let word = self.word(hash, slot);
         let home = self.home(hash);
         let mut at = home;
         for _ in 0..self.buckets.len() {
             let bucket = &mut self.buckets[at];
             let place =
-                (0..WIDTH).find(|&place| bucket.slots[place] == slot && bucket.tag(place) != 0);
+                (0..WIDTH).find(|&place| bucket.slots[place] == word && bucket.tag(place) != 0);
             if let Some(place) = place {
                 bucket.set(place, 0, 0);
                 let mut before = home;
