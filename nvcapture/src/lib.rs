@@ -56,7 +56,7 @@ pub use recorder::{FlightRecorder, Position, Recorded, RecorderStats};
 pub use source::{FrameBlock, FrameSource, Next};
 pub use stats::SourceStats;
 #[doc(hidden)]
-pub use sys::prefetch::{prefer_huge_pages, prefetch};
+pub use sys::{huge::HugeVec, prefetch::prefetch};
 #[cfg(feature = "file")]
 pub use writer::{CaptureWriter, InterfaceDescription, InterfaceNumber};
 

@@ -13,11 +13,11 @@ pub enum Error {
         most: usize,
     },
     /// There is not enough memory for the table.
-    #[error("no memory for {connections} connections")]
+    #[error("no memory for {connections} connections: {octets} octets are not to be had")]
     Memory {
         /// How many were asked for.
         connections: usize,
-        /// What the allocator said.
-        source: std::collections::TryReserveError,
+        /// What could not be had for them.
+        octets: usize,
     },
 }

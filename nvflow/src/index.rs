@@ -1,5 +1,9 @@
 //! From a key's hash to the slot of its connection.
 
+use nvcapture::HugeVec;
+
+use crate::Error;
+
 /// Slots in one bucket.
 const WIDTH: usize = 12;
 
@@ -75,19 +79,20 @@ impl Bucket {
 /// which memory a lookup will need, so that a batch of lookups can wait for it together.
 #[derive(Debug)]
 pub struct BucketIndex {
-    buckets: Vec<Bucket>,
+    buckets: HugeVec<Bucket>,
     /// How many bits a slot's number has; those above it are of the hash.
     slot_bits: u32,
 }
 
 impl BucketIndex {
     /// An empty index for up to `capacity` entries, whose slots are below that.
-    pub fn new(capacity: usize) -> Result<Self, std::collections::TryReserveError> {
+    pub fn new(capacity: usize) -> Result<Self, Error> {
         let count = (capacity / 8 + 1).min(u32::MAX as usize);
-        let mut buckets = Vec::new();
-        buckets.try_reserve_exact(count)?;
-        nvcapture::prefer_huge_pages(&buckets);
-        buckets.resize(count, Bucket::EMPTY);
+        let mut buckets = HugeVec::with_capacity(count).ok_or(Error::Memory {
+            connections: capacity,
+            octets: count.saturating_mul(size_of::<Bucket>()),
+        })?;
+        buckets.fill_up(Bucket::EMPTY);
         let slot_bits = capacity.min(1 << 32).next_power_of_two().ilog2();
         Ok(Self { buckets, slot_bits })
     }

@@ -134,7 +134,7 @@ impl Meter {
                 kept[place] = (frame.octets(), frame.meta().link_type);
             }
             taken += 1;
-            if taken % BATCH == 0 {
+            if taken.is_multiple_of(BATCH) {
                 metering.advance(line, &kept, taken, &mut out);
             }
         });

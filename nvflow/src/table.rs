@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use nvcapture::wire::Tunnel;
-use nvcapture::{prefer_huge_pages, prefetch};
+use nvcapture::{HugeVec, prefetch};
 
 use crate::app::{Counts, Identifier, ResolvedName};
 use crate::clock::Clock;
@@ -22,16 +22,14 @@ const PAUSE: u64 = 64;
 
 /// Slots for connections, or for addresses of IPv6 ones: taken and given back, in memory that never moves.
 #[derive(Debug)]
-struct Pool<T> {
-    items: Vec<T>,
+struct Pool<T: Copy> {
+    items: HugeVec<T>,
     free: u32,
 }
 
-impl<T> Pool<T> {
-    fn new(capacity: usize) -> Result<Self, std::collections::TryReserveError> {
-        let mut items = Vec::new();
-        items.try_reserve_exact(capacity)?;
-        prefer_huge_pages(&items);
+impl<T: Copy> Pool<T> {
+    fn new(capacity: usize) -> Result<Self, Error> {
+        let items = HugeVec::with_capacity(capacity).ok_or_else(|| no_memory::<T>(capacity))?;
         Ok(Self { items, free: NONE })
     }
 
@@ -62,11 +60,20 @@ impl<T> Pool<T> {
     }
 }
 
+fn no_memory<T>(connections: usize) -> Error {
+    Error::Memory {
+        connections,
+        octets: connections.saturating_mul(size_of::<T>()),
+    }
+}
+
 /// Events of `count` connections, in memory that is not touched before they are written.
-fn zeros(count: usize) -> Result<Vec<TcpEvents>, std::collections::TryReserveError> {
+fn zeros(count: usize) -> Result<Vec<TcpEvents>, Error> {
     // Whether there is so much is asked before it is taken, which cannot fail without ending the program.
     let mut asked: Vec<TcpEvents> = Vec::new();
-    asked.try_reserve_exact(count)?;
+    asked
+        .try_reserve_exact(count)
+        .map_err(|_| no_memory::<TcpEvents>(count))?;
     drop(std::hint::black_box(asked));
     Ok(vec![NO_EVENTS; count])
 }
@@ -135,10 +142,6 @@ impl Table {
                 most: Self::MOST,
             });
         }
-        let memory = |source| Error::Memory {
-            connections: capacity,
-            source,
-        };
         let timeouts = &config.timeouts;
         let timeouts = [
             timeouts.tcp_established,
@@ -151,14 +154,14 @@ impl Table {
         ]
         .map(Clock::ticks);
         let followed = if config.tcp_metrics { capacity } else { 0 };
-        let events = zeros(followed).map_err(memory)?;
+        let events = zeros(followed)?;
         Ok(Self {
             events,
-            entries: Pool::new(capacity).map_err(memory)?,
-            addresses: Pool::new(capacity).map_err(memory)?,
+            entries: Pool::new(capacity)?,
+            addresses: Pool::new(capacity)?,
             tunnels: HashMap::new(),
             identifier: config.identify.map(|how| Box::new(Identifier::new(how))),
-            index: BucketIndex::new(capacity).map_err(memory)?,
+            index: BucketIndex::new(capacity)?,
             hasher: config
                 .hash_key
                 .map_or_else(KeyHasher::random, KeyHasher::new),

@@ -9,6 +9,7 @@
 
 #[cfg(feature = "ring")]
 pub(crate) mod abi;
+pub(crate) mod huge;
 #[cfg(feature = "ring")]
 pub(crate) mod mapping;
 pub(crate) mod prefetch;
