@@ -5,7 +5,7 @@ use nvcapture::wire::{Tunnel, protocol};
 
 use crate::clock::Clock;
 use crate::key::flag;
-use crate::tcp::{NO_EVENTS, Segment, TcpBlock, TcpEvents, small};
+use crate::tcp::{Segment, TcpBlock, TcpEvents, small};
 use crate::{
     Direction, Endpoint, FlowEndReason, FlowKey, FlowRecord, Labels, Side, TcpRecord, TcpState,
     Vantage,
@@ -184,7 +184,7 @@ pub(crate) struct Entry {
     pub(crate) sequence: [u32; 2],
     /// Per direction the highest acknowledgment.
     pub(crate) acknowledged: [u32; 2],
-    /// Of a connection that is [followed](Self::is_followed) only.
+    /// Of a connection that is [followed](Self::is_followed) only; before that it holds the hash.
     pub(crate) block: TcpBlock,
     /// How long the handshake took to the client and to the server, in 24 bits, one more than it is, 0 for what is not known: low parts.
     handshake: [u16; 2],
@@ -327,12 +327,14 @@ impl Entry {
         handshake: [0; 2],
     };
 
-    /// A free entry, and the next one.
-    pub(crate) const fn free(next: u32) -> Self {
-        Self { next, ..Self::FREE }
+    /// Makes it a free entry, which tells the next one. What else it held is never looked at.
+    pub(crate) fn set_free(&mut self, next: u32) {
+        self.rest[0] = 0;
+        self.next = next;
     }
 
     /// The connection that the frame of `step` opens; the frame itself is not yet counted.
+    #[inline(always)]
     pub(crate) fn opened_by(step: &Step, addresses: u64) -> Self {
         let sender_high = step.direction == Direction::Down;
         let mut marks = 0;
@@ -359,7 +361,18 @@ impl Entry {
             last: step.now as u32,
             marks,
             state,
+            block: TcpBlock::of_hash(step.hash as u32),
             ..Self::FREE
+        }
+    }
+
+    /// The hash that it is found by, as far as that is still known: 32 bits.
+    #[inline]
+    pub(crate) const fn hash(&self) -> Option<u32> {
+        if self.is_followed() {
+            None
+        } else {
+            Some(self.block.hash())
         }
     }
 
@@ -579,7 +592,9 @@ impl Entry {
         self.start = micros;
         self.counters = Counters::default();
         self.set_duration(0);
-        self.block.begin_anew();
+        if self.is_followed() {
+            self.block.begin_anew();
+        }
         self.ttl = [[u8::MAX, 0]; 2];
         self.dscp = [0; 2];
         // Without the bits of a side its sequence numbers are not known: keep the one bit that says they are.
@@ -665,17 +680,19 @@ impl Entry {
             }
         });
         let tcp = self.is_tcp().then(|| {
-            let (block, events) = if self.is_followed() {
-                (&self.block, self.block.events(events))
+            let (forward, reverse) = if self.is_followed() {
+                let events = self.block.events(events);
+                let of = |side| self.block.side(&events, side);
+                (of(initiator), of(responder))
             } else {
-                (&TcpBlock::EMPTY, NO_EVENTS)
+                Default::default()
             };
             TcpRecord {
                 state: self.tcp_state(),
                 server_handshake_rtt_micros: self.handshake_to(1),
                 client_handshake_rtt_micros: self.handshake_to(0),
-                forward: block.side(&events, initiator),
-                reverse: block.side(&events, responder),
+                forward,
+                reverse,
             }
         });
         let reason = match reason {

@@ -373,8 +373,13 @@ impl KeyHasher {
         } else {
             self.base_ipv4
         });
-        let hash = u64::from(permuted((sum >> 32) as u32));
-        (hash << 32) | hash
+        Self::whole(permuted((sum >> 32) as u32))
+    }
+
+    /// The hash one half of which is `half`.
+    #[inline(always)]
+    pub(crate) const fn whole(half: u32) -> u64 {
+        ((half as u64) << 32) | half as u64
     }
 
     #[inline(always)]

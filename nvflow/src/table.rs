@@ -34,6 +34,7 @@ impl<T: Copy> Pool<T> {
     }
 
     /// A slot for `item`; `next` reads the link that `give` wrote.
+    #[inline(always)]
     fn take(&mut self, item: T, next: impl FnOnce(&T) -> u32) -> u32 {
         match self.items.get_mut(self.free as usize) {
             Some(place) => {
@@ -53,9 +54,9 @@ impl<T: Copy> Pool<T> {
         self.free = NONE;
     }
 
-    /// Takes `slot` back; `link` makes the item that holds the link.
-    fn give(&mut self, slot: u32, link: impl FnOnce(u32) -> T) {
-        self.items[slot as usize] = link(self.free);
+    /// Takes `slot` back; `link` makes its item hold the link.
+    fn give(&mut self, slot: u32, link: impl FnOnce(&mut T, u32)) {
+        link(&mut self.items[slot as usize], self.free);
         self.free = slot;
     }
 }
@@ -462,7 +463,11 @@ impl Table {
         if self.ahead.0 == slot {
             return self.ahead.1;
         }
-        self.hash(&self.key_of(self.entry(slot)))
+        let entry = self.entry(slot);
+        match entry.hash() {
+            Some(half) => KeyHasher::whole(half),
+            None => self.hash(&self.key_of(entry)),
+        }
     }
 
     /// Asks for what it takes to close the connection behind the one of `slot` in its timer's bucket, and for the entry behind that one.
@@ -489,7 +494,7 @@ impl Table {
         self.unlink(slot);
         if is_ipv6 {
             self.addresses
-                .give(addresses as u32, |next| [next.into(), 0, 0, 0]);
+                .give(addresses as u32, |item, next| item[0] = next.into());
         }
         if !self.tunnels.is_empty() {
             self.tunnels.remove(&slot);
@@ -499,7 +504,7 @@ impl Table {
         {
             identifier.forget(slot);
         }
-        self.entries.give(slot, Entry::free);
+        self.entries.give(slot, Entry::set_free);
         self.len -= 1;
         if self.ahead.0 == slot {
             self.ahead.0 = NONE;

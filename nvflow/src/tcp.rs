@@ -151,6 +151,19 @@ impl TcpBlock {
         word: [wait::NOTHING; 2],
     };
 
+    /// None yet, in whose place a connection of which one frame was seen keeps the hash that it is found by.
+    pub(crate) const fn of_hash(hash: u32) -> Self {
+        Self {
+            number: [hash, 0],
+            ..Self::EMPTY
+        }
+    }
+
+    /// What [`of_hash`](Self::of_hash) was given.
+    pub(crate) const fn hash(&self) -> u32 {
+        self.number[0]
+    }
+
     #[inline(always)]
     const fn waits_for(&self, side: usize) -> u32 {
         self.word[side] & wait::ALL
