@@ -1,6 +1,5 @@
 //! `nvcli flows`: connections, live or from files.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::io::{self, BufWriter, IsTerminal, Read};
@@ -304,21 +303,14 @@ impl<'a> Output<'a> {
     }
 }
 
-/// The record as it is shown, or nothing if it is not wanted.
-fn named<'r>(
-    names: Option<&Names>,
-    containers: &[String],
-    record: &'r FlowRecord,
-) -> Option<Cow<'r, FlowRecord>> {
-    let Some(names) = names else {
-        return Some(Cow::Borrowed(record));
-    };
+/// The record with the names of its ends, or nothing if it is not wanted.
+fn named(names: &Names, containers: &[String], record: &FlowRecord) -> Option<FlowRecord> {
     if !names.wanted(record, containers) {
         return None;
     }
     let mut record = record.clone();
     names.label(&mut record);
-    Some(Cow::Owned(record))
+    Some(record)
 }
 
 impl Sink for Output<'_> {
@@ -332,12 +324,20 @@ impl Sink for Output<'_> {
             return Ok(ControlFlow::Continue(()));
         }
         self.seen += 1;
-        let Some(record) = named(self.names.as_ref(), &self.args.containers, record) else {
-            return Ok(ControlFlow::Continue(()));
+        let labelled;
+        let record = match &self.names {
+            None => record,
+            Some(names) => match named(names, &self.args.containers, record) {
+                Some(record) => {
+                    labelled = record;
+                    &labelled
+                }
+                None => return Ok(ControlFlow::Continue(())),
+            },
         };
-        self.stage.record(&record);
+        self.stage.record(record);
         if let Some(groups) = &mut self.groups {
-            groups.add(&record);
+            groups.add(record);
             return Ok(ControlFlow::Continue(()));
         }
         let holds = self.holds();
@@ -345,15 +345,15 @@ impl Sink for Output<'_> {
             self.progress = None;
         }
         if let Some(key) = holds {
-            self.hold(record.into_owned(), key);
+            self.hold(record.clone(), key);
         } else {
             let mut is_last = true;
             if self.changes.is_some() {
-                let event = Event::of_record(&record);
+                let event = Event::of_record(record);
                 is_last = event == Event::End;
                 self.to.tell(event);
             }
-            self.to.record(&record)?;
+            self.to.record(record)?;
             self.shown += u64::from(is_last);
         }
         Ok(if self.is_full() {
@@ -828,8 +828,12 @@ impl Live for Output<'_> {
                 if !filter.admits(&record) {
                     return Ok(());
                 }
-                let Some(record) = named(names, containers, &record) else {
-                    return Ok(());
+                let record = match names {
+                    None => record,
+                    Some(names) => match named(names, containers, &record) {
+                        Some(record) => record,
+                        None => return Ok(()),
+                    },
                 };
                 to.tell(event);
                 to.record(&record)

@@ -11,7 +11,7 @@ use nvflow::{
 
 use crate::escape;
 use crate::events::Event;
-use crate::render::gather::{Gather, Line, Short};
+use crate::render::gather::{Gather, Line, Second, Short};
 use crate::render::order::handshake_rtt;
 use crate::render::table::{Column, Fit, Layout, shortened};
 use crate::render::text::{count, duration};
@@ -27,7 +27,7 @@ pub(crate) trait Lines {
 }
 
 /// The names of all fields, each as it stands before its value; known when this is built, so that copying one is a few stores.
-const KEYS: [Short; Field::ALL.len()] = {
+static KEYS: [Short; Field::ALL.len()] = {
     let mut keys = [Short::EMPTY; Field::ALL.len()];
     let mut place = 0;
     let mut sum = 0;
@@ -45,7 +45,7 @@ const KEYS: [Short; Field::ALL.len()] = {
 const LONGEST_VALUE: usize = 48;
 
 /// The states of TCP with their key.
-const STATES: [Short; TcpState::ALL.len()] = {
+static STATES: [Short; TcpState::ALL.len()] = {
     let mut states = [Short::EMPTY; TcpState::ALL.len()];
     let mut place = 0;
     while place < states.len() {
@@ -61,7 +61,7 @@ const STATES: [Short; TcpState::ALL.len()] = {
 };
 
 /// What went wrong in a TCP connection, most of the time nothing: with all keys.
-const NO_EVENTS: Short<224> = {
+static NO_EVENTS: Short<224> = {
     let mut all = Short::EMPTY;
     let mut place = FIRST_EVENT;
     while place <= LAST_EVENT {
@@ -78,6 +78,8 @@ const LAST_EVENT: usize = Field::ReverseZeroWindows as usize;
 pub(crate) struct Json<W> {
     out: Gather<W>,
     event: Option<Event>,
+    /// That of the last start and of the last end.
+    seconds: [Second; 2],
 }
 
 impl<W: Write> Json<W> {
@@ -85,6 +87,7 @@ impl<W: Write> Json<W> {
         Self {
             out: Gather::new(out),
             event: None,
+            seconds: Default::default(),
         }
     }
 
@@ -107,6 +110,7 @@ impl<W: Write> Lines for Json<W> {
             goes_on: self.event.is_some(),
             tcp: record.tcp.as_ref(),
             has_events: record.tcp.as_ref().is_some_and(has_events),
+            seconds: &mut self.seconds,
         };
         record.columns(&mut object);
         let mut line = object.line;
@@ -143,6 +147,7 @@ struct Object<'a> {
     goes_on: bool,
     tcp: Option<&'a TcpRecord>,
     has_events: bool,
+    seconds: &'a mut [Second; 2],
 }
 
 impl Object<'_> {
@@ -186,6 +191,12 @@ impl<'r> Columns<'r> for Object<'_> {
             out.short(key);
         }
         match value {
+            Value::Unsigned(start) if field == Field::FlowStart => {
+                out.micros(start, &mut self.seconds[0]);
+            }
+            Value::Unsigned(end) if field == Field::FlowEnd => {
+                out.micros(end, &mut self.seconds[1]);
+            }
             Value::Unsigned(number) => out.number(number),
             Value::Address(address) => {
                 out.octet(b'"');

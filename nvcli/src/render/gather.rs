@@ -14,7 +14,7 @@ const PIECE: usize = 1 << 14;
 const PAST: usize = 256;
 
 /// The digits of all numbers below 1,000: three octets, with zeros before, and how many of them the number needs.
-const DIGITS: [u32; 1000] = {
+static DIGITS: [u32; 1000] = {
     let mut all = [0; 1000];
     let mut number = 0;
     while number < all.len() {
@@ -79,6 +79,39 @@ impl<const MOST: usize> Short<MOST> {
     }
 }
 
+/// The digits of a number of seconds: most records begin and end within the same few.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Second {
+    number: u64,
+    text: [u8; 16],
+    /// 0 for a number that is written otherwise: none, or one of more than ten digits.
+    length: usize,
+}
+
+impl Second {
+    #[cold]
+    fn new(number: u64) -> Self {
+        let mut room = [0; DECIMAL];
+        let length = match number {
+            1..10_000_000_000 => decimal(&mut room, number),
+            _ => 0,
+        };
+        let mut text = [0; 16];
+        text.copy_from_slice(&room[..16]);
+        Self {
+            number,
+            text,
+            length,
+        }
+    }
+}
+
+impl Default for Second {
+    fn default() -> Self {
+        Self::new(0)
+    }
+}
+
 /// A line in the making.
 ///
 /// Nothing asks whether there is room: a line's place is below [`PIECE`] at all times, which its mask tells the compiler.
@@ -135,6 +168,25 @@ impl Line<'_> {
             }
         } else if let Some(room) = self.room() {
             self.at += decimal(room, number);
+        }
+    }
+
+    /// A time in microseconds, as a number; `second` is that of the last one.
+    #[inline(always)]
+    pub(crate) fn micros(&mut self, micros: u64, second: &mut Second) {
+        let (whole, rest) = (micros / 1_000_000, (micros % 1_000_000) as u32);
+        if whole != second.number {
+            *second = Second::new(whole);
+        }
+        let Second { text, length, .. } = second;
+        if *length == 0 {
+            return self.number(micros);
+        }
+        if let Some(room) = self.room::<DECIMAL>() {
+            room[..16].copy_from_slice(text);
+            three(room, *length, rest / 1_000);
+            three(room, *length + 3, rest % 1_000);
+            self.at += *length + 6;
         }
     }
 
@@ -256,7 +308,7 @@ fn decimal(room: &mut [u8; DECIMAL], number: u64) -> usize {
 }
 
 /// Each octet in decimal with a point behind it, and the length of that.
-const POINTED: [([u8; 4], u8); 256] = {
+static POINTED: [([u8; 4], u8); 256] = {
     let mut all = [([0; 4], 0); 256];
     let mut octet = 0;
     while octet < all.len() {
@@ -400,6 +452,14 @@ mod tests {
         }
         for number in numbers {
             assert_eq!(shown(|line| line.number(number)), number.to_string());
+            let second = std::cell::Cell::new(Second::default());
+            let micros = |line: &mut Line<'_>| {
+                let mut last = second.get();
+                line.micros(number, &mut last);
+                second.set(last);
+            };
+            assert_eq!(shown(micros), number.to_string());
+            assert_eq!(shown(micros), number.to_string());
         }
     }
 
