@@ -56,7 +56,11 @@ pub use recorder::{FlightRecorder, Position, Recorded, RecorderStats};
 pub use source::{FrameBlock, FrameSource, Next};
 pub use stats::SourceStats;
 #[doc(hidden)]
-pub use sys::{huge::HugeVec, prefetch::prefetch};
+pub use sys::{
+    huge::HugeVec,
+    prefetch::prefetch,
+    wide::{Ability, Usual, Wide, Work},
+};
 #[cfg(feature = "file")]
 pub use writer::{CaptureWriter, InterfaceDescription, InterfaceNumber};
 

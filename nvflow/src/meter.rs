@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use nvcapture::wire::{
     Headers, Plain, PlainVisitor, SegmentSource, Segments, Transport, Tunnel, WireError,
 };
-use nvcapture::{Frame, FrameMeta, LinkType, SegmentSize, Timestamp};
+use nvcapture::{Ability, Frame, FrameMeta, LinkType, SegmentSize, Timestamp, Usual, Wide, Work};
 
 use crate::clock::Clock;
 use crate::entry::{Amounts, Step};
@@ -119,36 +119,21 @@ impl Meter {
     ) -> Result<ControlFlow<()>, S::Error> {
         let Self { metering, line } = self;
         let mut out = Out::new(sink);
-        let identifies = metering.config.identify.is_some();
-        // What was kept of each frame in the line; nothing unless it may be looked at again.
-        let mut kept: [Kept<'f>; LINE] = [(&[], LinkType::ETHERNET); LINE];
-        // How many frames have entered the line.
-        let mut taken: usize = 0;
-        // By `for_each`: a source may know a shorter way from frame to frame than by being asked for each.
-        frames.into_iter().for_each(|frame| {
-            let place = taken % LINE;
-            if !metering.take(&frame, &mut line[place], place) {
-                return;
-            }
-            if identifies {
-                kept[place] = (frame.octets(), frame.meta().link_type);
-            }
-            taken += 1;
-            if taken.is_multiple_of(BATCH) {
-                metering.advance(line, &kept, taken, &mut out);
-            }
-        });
-        // What is left: the batch that is not full, and those that wait.
-        let whole = taken / BATCH * BATCH;
-        for place in (whole..taken).chain(whole.saturating_sub(BATCH)..whole) {
-            metering.look(&mut line[place % LINE]);
-        }
-        for place in whole.saturating_sub(2 * BATCH)..taken {
-            metering.look_for_addresses(&line[place % LINE]);
-        }
-        for place in whole.saturating_sub(3 * BATCH)..taken {
-            let place = place % LINE;
-            metering.count(&line[place], &kept[place], place, &mut out);
+        match Wide::detect() {
+            Some(wide) => wide.run(Observing {
+                ability: wide,
+                metering,
+                line,
+                frames: frames.into_iter(),
+                out: &mut out,
+            }),
+            None => Usual.run(Observing {
+                ability: Usual,
+                metering,
+                line,
+                frames: frames.into_iter(),
+                out: &mut out,
+            }),
         }
         out.finish(&mut metering.stats)
     }
@@ -278,6 +263,108 @@ impl Meter {
     }
 }
 
+/// Meters some frames.
+struct Observing<'m, 's, A, F, S: Sink> {
+    ability: A,
+    metering: &'m mut Metering,
+    line: &'m mut [Step; LINE],
+    frames: F,
+    out: &'m mut Out<'s, S>,
+}
+
+impl<'f, A: Ability, F: Iterator<Item = Frame<'f>>, S: Sink> Work for Observing<'_, '_, A, F, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self {
+            ability,
+            metering,
+            line,
+            frames,
+            out,
+        } = self;
+        let identifies = metering.config.identify.is_some();
+        // What was kept of each frame in the line; nothing unless it may be looked at again.
+        let mut kept: [Kept<'f>; LINE] = [(&[], LinkType::ETHERNET); LINE];
+        // How many frames have entered the line.
+        let mut taken: usize = 0;
+        // By `for_each`: a source may know a shorter way from frame to frame than by being asked for each.
+        frames.for_each(|frame| {
+            let place = taken % LINE;
+            if !metering.take(&frame, &mut line[place], place) {
+                return;
+            }
+            if identifies {
+                kept[place] = (frame.octets(), frame.meta().link_type);
+            }
+            taken += 1;
+            if taken.is_multiple_of(BATCH) {
+                ability.run(Advancing {
+                    metering,
+                    line,
+                    kept: &kept,
+                    taken,
+                    out,
+                });
+            }
+        });
+        // What is left: the batch that is not full, and those that wait.
+        let whole = taken / BATCH * BATCH;
+        for place in (whole..taken).chain(whole.saturating_sub(BATCH)..whole) {
+            metering.look(&mut line[place % LINE]);
+        }
+        for place in whole.saturating_sub(2 * BATCH)..taken {
+            metering.look_for_addresses(&line[place % LINE]);
+        }
+        for place in whole.saturating_sub(3 * BATCH)..taken {
+            let place = place % LINE;
+            metering.count(&line[place], &kept[place], place, out);
+        }
+    }
+}
+
+/// Does what is to be done each time that a batch of frames has been taken: `taken` in all.
+struct Advancing<'m, 's, 'f, S: Sink> {
+    metering: &'m mut Metering,
+    line: &'m mut [Step; LINE],
+    kept: &'m [Kept<'f>; LINE],
+    taken: usize,
+    out: &'m mut Out<'s, S>,
+}
+
+impl<S: Sink> Work for Advancing<'_, '_, '_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self {
+            metering,
+            line,
+            kept,
+            taken,
+            out,
+        } = self;
+        // The places of the batch so many before the last one.
+        let batch = |before: usize| {
+            let end = taken.saturating_sub(before * BATCH);
+            (end.saturating_sub(BATCH)..end).map(|place| place % LINE)
+        };
+        for place in batch(0) {
+            metering.table.prefetch_index(line[place].hash);
+        }
+        for place in batch(1) {
+            metering.look(&mut line[place]);
+        }
+        for place in batch(2) {
+            metering.look_for_addresses(&line[place]);
+        }
+        for place in batch(3) {
+            metering.count(&line[place], &kept[place], place, out);
+        }
+    }
+}
+
 /// Puts a plain frame into its place in the line.
 struct Stepping<'m, 'f> {
     metering: &'m mut Metering,
@@ -323,34 +410,6 @@ impl Metering {
         step.micros = micros;
         step.now = now;
         true
-    }
-
-    /// Does what is to be done each time that a batch of frames has been taken: `taken` in all.
-    #[inline(never)]
-    fn advance<S: Sink>(
-        &mut self,
-        line: &mut [Step; LINE],
-        kept: &[Kept<'_>; LINE],
-        taken: usize,
-        out: &mut Out<'_, S>,
-    ) {
-        // The places of the batch so many before the last one.
-        let batch = |before: usize| {
-            let end = taken.saturating_sub(before * BATCH);
-            (end.saturating_sub(BATCH)..end).map(|place| place % LINE)
-        };
-        for place in batch(0) {
-            self.table.prefetch_index(line[place].hash);
-        }
-        for place in batch(1) {
-            self.look(&mut line[place]);
-        }
-        for place in batch(2) {
-            self.look_for_addresses(&line[place]);
-        }
-        for place in batch(3) {
-            self.count(&line[place], &kept[place], place, out);
-        }
     }
 
     #[inline(never)]

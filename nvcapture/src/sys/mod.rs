@@ -15,3 +15,4 @@ pub(crate) mod mapping;
 pub(crate) mod prefetch;
 #[cfg(feature = "ring")]
 pub(crate) mod sockopt;
+pub(crate) mod wide;
