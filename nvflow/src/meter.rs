@@ -117,24 +117,27 @@ impl Meter {
         frames: impl IntoIterator<Item = Frame<'f>>,
         sink: &mut S,
     ) -> Result<ControlFlow<()>, S::Error> {
+        match Wide::detect() {
+            Some(wide) => self.observe_by(wide, frames, sink),
+            None => self.observe_by(Usual, frames, sink),
+        }
+    }
+
+    fn observe_by<'f, S: Sink>(
+        &mut self,
+        ability: impl Ability,
+        frames: impl IntoIterator<Item = Frame<'f>>,
+        sink: &mut S,
+    ) -> Result<ControlFlow<()>, S::Error> {
         let Self { metering, line } = self;
         let mut out = Out::new(sink);
-        match Wide::detect() {
-            Some(wide) => wide.run(Observing {
-                ability: wide,
-                metering,
-                line,
-                frames: frames.into_iter(),
-                out: &mut out,
-            }),
-            None => Usual.run(Observing {
-                ability: Usual,
-                metering,
-                line,
-                frames: frames.into_iter(),
-                out: &mut out,
-            }),
-        }
+        ability.run(Observing {
+            ability,
+            metering,
+            line,
+            frames: frames.into_iter(),
+            out: &mut out,
+        });
         out.finish(&mut metering.stats)
     }
 
@@ -796,3 +799,91 @@ impl<'s, S: Sink> Out<'s, S> {
 
 // Both are used as indices of pairs.
 const _: () = assert!(Direction::Up as usize == 0 && Direction::Down as usize == 1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Segments of a few connections, some of IPv6, in an order that is none.
+    fn segments() -> Vec<[u8; 80]> {
+        let mut state = 1_u64;
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005) + 1;
+            (state >> 33) % below
+        };
+        let segment = |_| {
+            let mut octets = [0_u8; 80];
+            let (end, from_server) = (random(40) as u8, random(2) as usize);
+            let v6 = end % 3 == 0;
+            let (kind, size, tcp) = if v6 {
+                ([0x86, 0xdd], 40, 54)
+            } else {
+                ([0x08, 0x00], 20, 34)
+            };
+            octets[12..14].copy_from_slice(&kind);
+            let payload = random(2) as u8;
+            if v6 {
+                octets[14] = 0x60;
+                octets[19..21].copy_from_slice(&[20 + payload, 6]);
+                octets[37 + 16 * from_server] = end;
+            } else {
+                octets[14] = 0x45;
+                octets[17] = size + 20 + payload;
+                octets[23] = 6;
+                octets[29 + 4 * from_server] = end;
+            }
+            octets[tcp + 2 * from_server] = 1;
+            octets[tcp + 7] = random(5) as u8;
+            octets[tcp + 11] = random(5) as u8;
+            octets[tcp + 12] = 0x50;
+            octets[tcp + 13] = [0x10, 0x10, 0x18, 0x02, 0x11, 0x04][random(6) as usize];
+            octets[tcp + 15] = 1;
+            octets
+        };
+        (0..5_000).map(segment).collect()
+    }
+
+    #[test]
+    fn whatever_the_processor_can_the_records_are_the_same() {
+        let segments = segments();
+        let frames = |from: usize, to: usize| {
+            segments[from..to]
+                .iter()
+                .enumerate()
+                .map(move |(place, octets)| {
+                    let at = Timestamp::from_nanos((from + place) as u64 * 300_000_000);
+                    Frame::new(octets, FrameMeta::ethernet(at, 80))
+                })
+        };
+        let config = MeterConfig {
+            max_connections: 20,
+            hash_key: Some([1, 2]),
+            ..MeterConfig::default()
+        };
+        let metered = |is_usual: bool| {
+            let mut meter = Meter::new(config).expect("memory");
+            let mut records = Vec::new();
+            let mut from = 0;
+            // Runs of any length, so that batches are left half full.
+            for length in (0..).map(|turn| turn % 23) {
+                let to = (from + length).min(segments.len());
+                let Ok(_) = if is_usual {
+                    meter.observe_by(Usual, frames(from, to), &mut records)
+                } else {
+                    meter.observe(frames(from, to), &mut records)
+                };
+                from = to;
+                if from == segments.len() {
+                    break;
+                }
+            }
+            let Ok(_) = meter.finish(&mut records);
+            assert!(meter.stats().is_balanced());
+            assert_eq!(meter.stats().metered, segments.len() as u64);
+            records
+        };
+        let usual = metered(true);
+        assert!(usual.len() > 100, "{}", usual.len());
+        assert_eq!(metered(false), usual);
+    }
+}
