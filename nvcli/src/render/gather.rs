@@ -335,13 +335,65 @@ fn dotted(room: &mut [u8; 16], address: Ipv4Addr) -> usize {
     at - 1
 }
 
+/// Each octet as two hexadecimal digits.
+static HEX: [[u8; 2]; 256] = {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut all = [[0; 2]; 256];
+    let mut octet = 0;
+    while octet < all.len() {
+        all[octet] = [DIGITS[octet / 16], DIGITS[octet % 16]];
+        octet += 1;
+    }
+    all
+};
+
 /// Writes an IPv6 address; gives its length.
 fn colons(room: &mut [u8; 48], address: Ipv6Addr) -> usize {
-    let whole = room.len();
-    let mut rest = &mut room[..];
-    // 45 octets at most.
-    drop(write!(rest, "{address}"));
-    whole - rest.len()
+    if address.to_ipv4_mapped().is_some() {
+        let whole = room.len();
+        let mut rest = &mut room[..];
+        // 22 octets at most.
+        drop(write!(rest, "{address}"));
+        return whole - rest.len();
+    }
+    let segments = address.segments();
+    let (start, length) = longest_zeros(&segments);
+    let mut at = 0;
+    let mut place = 0;
+    while place < segments.len() {
+        if length > 1 && place == start {
+            room[at..at + 2].copy_from_slice(b"::");
+            at += 2;
+            place += length;
+            continue;
+        }
+        if place > 0 && place != start + length {
+            room[at] = b':';
+            at += 1;
+        }
+        let segment = segments[place];
+        let [high, low] = segment.to_be_bytes().map(|octet| HEX[usize::from(octet)]);
+        let digits = u32::from_le_bytes([high[0], high[1], low[0], low[1]]);
+        let count = (19 - (segment | 1).leading_zeros()) / 4;
+        // As for numbers: zeros before it go.
+        room[at..at + 4].copy_from_slice(&(digits >> (32 - 8 * count)).to_le_bytes());
+        at += count as usize;
+        place += 1;
+    }
+    at
+}
+
+/// Where the first of the longest runs of zeros is that are worth two colons, and how long; at the end and of none where there is none.
+fn longest_zeros(segments: &[u16; 8]) -> (usize, usize) {
+    let (mut start, mut length) = (segments.len(), 0);
+    let mut run = 0;
+    for (place, &segment) in segments.iter().enumerate() {
+        run = if segment == 0 { run + 1 } else { 0 };
+        if run > length.max(1) {
+            (start, length) = (place + 1 - run, run);
+        }
+    }
+    (start, length)
 }
 
 /// Text on its way to `out`.
@@ -474,9 +526,34 @@ mod tests {
             "2001:db8::1",
             "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
             "::ffff:255.255.255.255",
+            "ffff::",
+            "1:0:0:2::3",
+            "1::2:0:0:3:4",
+            "1:0:0:2::",
+            "0:1:0:1:0:1:0:1",
         ] {
             let parsed: IpAddr = address.parse().expect("an address");
             assert_eq!(shown(|line| line.address(parsed)), address);
+        }
+        // Each segment one of these, in turn and mixed.
+        const SEGMENTS: [u16; 6] = [0, 1, 0xa, 0x10, 0xfff, 0xffff];
+        let mut state = 1_u64;
+        for turn in 0..20_000_u64 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005) + 1;
+            let segments: [u16; 8] = std::array::from_fn(|place| {
+                let random = (state >> (20 + 5 * place)) as usize;
+                // Half of them zeros, so that there are runs.
+                if random & 1 == 0 && turn % 3 > 0 {
+                    0
+                } else {
+                    SEGMENTS[random / 2 % SEGMENTS.len()]
+                }
+            });
+            let address = Ipv6Addr::from(segments);
+            assert_eq!(
+                shown(|line| line.address(address.into())),
+                address.to_string()
+            );
         }
     }
 
