@@ -3,7 +3,7 @@
 # frames per CPU-second (user and system time of the process, all its threads), nvcli's ratio to it, and the highest resident memory.
 #
 #   benches/compare.sh [KIND...]      uniform zipf ipv6 short syn (nv-trace says what they are); all of them by default
-#   FRAMES=4000000 CONNECTIONS=131072 ROUNDS=3 TRACES=/dev/shm    in the environment
+#   FRAMES=4000000 CONNECTIONS=131072 ROUNDS=3 TRACES=/tmp    in the environment; a trace has about 100 octets a frame, and is read from the page cache
 #
 # As root: nfpcapd changes its user. All three may keep CONNECTIONS connections at the same time; records go to /dev/null (nvcli),
 # files (nfpcapd) and a UDP socket that nobody reads (softflowd).
@@ -18,7 +18,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 cargo build --release --quiet -p nvcli -p nv-benches --bin nvcli --bin nv-trace
 export BIN=${CARGO_TARGET_DIR:-target}/release
-export FRAMES=${FRAMES:-4000000} CONNECTIONS=${CONNECTIONS:-131072} ROUNDS=${ROUNDS:-3} TRACES=${TRACES:-/dev/shm}
+export FRAMES=${FRAMES:-4000000} CONNECTIONS=${CONNECTIONS:-131072} ROUNDS=${ROUNDS:-3} TRACES=${TRACES:-${TMPDIR:-/tmp}}
 exec python3 - "$@" <<'PYTHON'
 import os, shutil, socket, statistics, subprocess, sys, tempfile
 
@@ -30,10 +30,11 @@ nobody.bind(("127.0.0.1", 0))
 
 
 def commands(trace, folder):
-    nvcli = [env["BIN"] + "/nvcli", "flows", "--no-identify", "--read", trace, "--max-connections", connections, "--output"]
+    nvcli = [env["BIN"] + "/nvcli", "flows", "--read", trace, "--max-connections", connections, "--output"]
     return {
-        "nvcli, JSON": nvcli + ["json"],
-        "nvcli, CSV": nvcli + ["csv"],
+        "nvcli, JSON": nvcli + ["json", "--no-identify"],
+        "nvcli, CSV": nvcli + ["csv", "--no-identify"],
+        "nvcli, JSON, applications": nvcli + ["json"],
         "nfpcapd": ["nfpcapd", "-r", trace, "-w", folder, "-B", connections],
         "softflowd": [
             "softflowd", "-d", "-6", "-r", trace, "-m", connections, "-v", "9",

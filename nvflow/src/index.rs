@@ -151,7 +151,16 @@ impl BucketIndex {
             matching &= matching - 1;
             word = bucket.word(Bucket::first(matching));
         }
+        if matching == 0 && bucket.passed() > 0 {
+            return self.further_candidate(hash).unwrap_or(0);
+        }
         self.slot_of(word)
+    }
+
+    /// A slot that may be the one of `hash`, in whatever bucket: about one in fifty is not where it would be.
+    #[cold]
+    fn further_candidate(&self, hash: u64) -> Option<u32> {
+        self.find(hash, |_| true)
     }
 
     /// The slot of `hash` for which `is_it` holds.
