@@ -301,7 +301,7 @@ impl Step {
 }
 
 impl Entry {
-    /// What a free entry holds.
+    /// What an entry begins with.
     const FREE: Self = Self {
         addresses: 0,
         rest: [0; 2],

@@ -93,7 +93,7 @@ impl BucketIndex {
             octets: count.saturating_mul(size_of::<Bucket>()),
         })?;
         buckets.fill_up(Bucket::EMPTY);
-        let slot_bits = capacity.min(1 << 32).next_power_of_two().ilog2();
+        let slot_bits = capacity.next_power_of_two().ilog2();
         Ok(Self { buckets, slot_bits })
     }
 

@@ -334,8 +334,9 @@ impl Table {
         let entry = &mut self.entries.items[slot as usize];
         let before = entry.state;
         if step.has_segment {
-            // Most that come to no second segment are worth no more work than this.
-            if self.tcp_metrics && !entry.is_followed() && entry.packets() > 0 {
+            // Most that come to no second segment are worth no more work than this. A first one may have been told of in a record before.
+            let goes_on = entry.packets() > 0 || entry.control != [0; 2];
+            if self.tcp_metrics && !entry.is_followed() && goes_on {
                 entry.follow();
             }
             let events = self.events.get_mut(slot as usize);

@@ -151,7 +151,7 @@ impl TcpBlock {
         word: [wait::NOTHING; 2],
     };
 
-    /// None yet, in whose place a connection of which one frame was seen keeps the hash that it is found by.
+    /// None yet: in its place a connection that is not followed keeps the hash that it is found by.
     pub(crate) const fn of_hash(hash: u32) -> Self {
         Self {
             number: [hash, 0],

@@ -357,6 +357,32 @@ fn a_frame_after_the_timeout_is_of_a_new_connection_and_one_before_it_of_the_old
     assert_eq!(meter(MeterConfig::default(), &[at(0), at(60_100)]).len(), 2);
 }
 
+/// The first record has one segment only, the second begins with the one that makes the connection established.
+#[test]
+fn what_tcp_tells_goes_on_behind_a_record_of_one_segment() {
+    let mut config = MeterConfig::default();
+    config.timeouts.active = Duration::from_secs(1);
+    let ends = ends(CLIENT);
+    let (mut client, server) = (1, 1);
+    let mut frames = vec![
+        tcp(0, ends, ACK, (client, server), 0),
+        tcp(2_000, back(ends), ACK, (server, client), 0),
+    ];
+    for at in (2_100..2_900).step_by(80) {
+        frames.push(tcp(at, ends, ACK, (client, server), 12));
+        client += 12;
+        frames.push(tcp(at + 20, back(ends), ACK, (server, client), 0));
+    }
+    let records = meter(config, &frames);
+    let [first, second] = &records[..] else {
+        panic!("{records:#?}")
+    };
+    assert_eq!((first.forward.packets, first.reverse.packets), (1, 0));
+    assert_eq!((second.forward.packets, second.reverse.packets), (10, 11));
+    let tcp = second.tcp.expect("TCP");
+    assert_eq!(tcp.forward.smoothed_rtt_micros, Some(20_000));
+}
+
 #[test]
 fn the_active_timeout_makes_a_record_and_goes_on() {
     let frames: Vec<Made> = (0..=40)
