@@ -99,7 +99,7 @@ fn observe(criterion: &mut Criterion) {
         }
         let zipf = Zipf::new(size, &mut random);
         let mut meter = filled(Shape::V4, size, MeterConfig::default());
-        let traffic = Traffic::new(Shape::V4, 64, FRAMES, |_| {
+        let traffic = Traffic::new(Shape::V4, shortest(Shape::V4), FRAMES, |_| {
             (zipf.pick(&mut random), random.next_u64() & 1 == 1, ACK)
         });
         group.bench_function(format!("zipf/v4/{size}"), |bencher| {
@@ -112,7 +112,7 @@ fn observe(criterion: &mut Criterion) {
         });
 
         // Every frame opens a connection, and the full table gives up another for it.
-        let flood = Traffic::new(Shape::V4, 64, FRAMES, |place| {
+        let flood = Traffic::new(Shape::V4, shortest(Shape::V4), FRAMES, |place| {
             (0x80_0000 + place as u32, false, SYN)
         });
         group.bench_function(format!("syn flood/v4/{size}"), |bencher| {

@@ -104,11 +104,12 @@ pub fn connection(frame: &mut [u8], shape: Shape, number: u32, back: bool, contr
     tcp[14] = 0x10;
 }
 
-/// The shortest frame of a shape: 64 octets, or what the headers need.
+/// The shortest frame of a shape: what the headers need. It may be metered again and again; a segment with payload would be a retransmission then.
 pub const fn shortest(shape: Shape) -> usize {
     match shape {
+        Shape::V4 => 54,
+        Shape::Vlan => 58,
         Shape::V6 => 74,
-        Shape::V4 | Shape::Vlan => 64,
     }
 }
 
