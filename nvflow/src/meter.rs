@@ -25,7 +25,7 @@ use crate::{
 /// entries that those tell, the one before that for addresses, and the oldest is counted: by then all is there.
 ///
 /// A processor that does not know where a page is looks that up before it goes on from what asks for it, unless that stands beside others of its kind: one
-/// frame at a time took 12 % longer (nv-trace's uniform and ipv6). Eight at a time ask for more lines than it can wait for, and took 20 % longer.
+/// frame at a time took 12 % longer (nv-trace's uniform and ipv6). Eight at a time are more lines than it can wait for, and took 15 to 40 % longer.
 const BATCH: usize = 4;
 /// Places in the line of frames that wait: four batches.
 const LINE: usize = 4 * BATCH;
