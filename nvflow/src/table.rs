@@ -307,18 +307,15 @@ impl Table {
         if (idle > self.shortest) | (since_start > active) {
             return false;
         }
-        let tells = |identifier: &Identifier, entry: &mut Entry| {
-            step.payload_octets() > 0
-                && !entry.is_settled(step.direction as usize)
-                && !step
-                    .payload_in(octets)
-                    .is_some_and(|payload| identifier.rules_out(entry, step, payload))
-        };
         if step.has_segment && !tcp::is_in_line(entry, step) {
             return false;
         }
         if let Some(identifier) = &self.identifier
-            && tells(identifier, entry)
+            && step.payload_octets() > 0
+            && !entry.is_settled(step.direction as usize)
+            && !step
+                .payload_in(octets)
+                .is_some_and(|payload| identifier.rules_out(entry, step, payload))
         {
             return false;
         }

@@ -129,46 +129,40 @@ impl Line<'_> {
 
     /// Room for `N` octets, of which the caller says how many stay.
     #[inline(always)]
-    fn room<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+    fn room<const N: usize>(&mut self) -> &mut [u8; N] {
         const { assert!(N <= PAST) };
         debug_assert!(self.at < PIECE);
-        self.piece[self.at % PIECE..].first_chunk_mut()
+        self.piece[self.at % PIECE..]
+            .first_chunk_mut()
+            .expect("room past the last place")
     }
 
     /// One octet.
     #[inline(always)]
     pub(crate) fn octet(&mut self, octet: u8) {
-        if let Some(room) = self.room() {
-            *room = [octet];
-            self.at += 1;
-        }
+        *self.room() = [octet];
+        self.at += 1;
     }
 
     /// A text known when this was built.
     #[inline(always)]
     pub(crate) fn short<const MOST: usize>(&mut self, short: &Short<MOST>) {
         // All but the longest need no more than the half of it.
-        if MOST > 32 && short.length <= 32 {
-            if let Some((half, room)) = short.octets.first_chunk::<32>().zip(self.room()) {
-                *room = *half;
-                self.at += short.length;
-            }
-        } else if let Some(room) = self.room() {
-            *room = short.octets;
-            self.at += short.length;
+        match short.octets.first_chunk::<32>() {
+            Some(half) if short.length <= half.len() => *self.room() = *half,
+            _ => *self.room() = short.octets,
         }
+        self.at += short.length;
     }
 
     /// A number, in decimal.
     #[inline(always)]
     pub(crate) fn number(&mut self, number: u64) {
-        if number < 1_000 {
-            if let Some(room) = self.room::<4>() {
-                self.at += first_three(room, number as u32);
-            }
-        } else if let Some(room) = self.room() {
-            self.at += decimal(room, number);
-        }
+        self.at += if number < 1_000 {
+            first_three(self.room::<4>(), number as u32)
+        } else {
+            decimal(self.room(), number)
+        };
     }
 
     /// A time in microseconds, as a number; `second` is that of the last one.
@@ -182,29 +176,20 @@ impl Line<'_> {
         if *length == 0 {
             return self.number(micros);
         }
-        if let Some(room) = self.room::<DECIMAL>() {
-            room[..16].copy_from_slice(text);
-            three(room, *length, rest / 1_000);
-            three(room, *length + 3, rest % 1_000);
-            self.at += *length + 6;
-        }
+        let room = self.room::<DECIMAL>();
+        room[..16].copy_from_slice(text);
+        three(room, *length, rest / 1_000);
+        three(room, *length + 3, rest % 1_000);
+        self.at += *length + 6;
     }
 
     /// An address, as RFC 5952 writes it.
     #[inline(always)]
     pub(crate) fn address(&mut self, address: IpAddr) {
-        match address {
-            IpAddr::V4(address) => {
-                if let Some(room) = self.room() {
-                    self.at += dotted(room, address);
-                }
-            }
-            IpAddr::V6(address) => {
-                if let Some(room) = self.room() {
-                    self.at += colons(room, address);
-                }
-            }
-        }
+        self.at += match address {
+            IpAddr::V4(address) => dotted(self.room(), address),
+            IpAddr::V6(address) => colons(self.room(), address),
+        };
     }
 
     /// A text of any length, as it is.
