@@ -7,14 +7,17 @@ use nvcapture::wire::Fragment;
 use crate::clock::Clock;
 use crate::{Direction, FlowKey, KeyHasher};
 
-/// Packets remembered; a new one takes the place of one whose hash is equal modulo this.
-const PLACES: usize = 1024;
+/// Where a packet may be remembered is told by its hash: in any place of one of so many sets.
+const SETS: usize = 128;
+/// Places of a set; a packet more takes that of the one whose last fragment is longest ago.
+const WAYS: usize = 8;
 /// How long later fragments of a packet are waited for: as long as Linux does (`ipfrag_time`).
 const WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug)]
 struct Packet {
-    identification: u32,
+    /// What all its fragments have in common.
+    identity: FlowKey,
     /// The tick of the last fragment seen.
     last: u64,
     /// What the first fragment told.
@@ -25,14 +28,14 @@ struct Packet {
 /// The packets whose first fragment was seen lately.
 #[derive(Debug)]
 pub(crate) struct Fragments {
-    packets: Vec<Option<Packet>>,
+    sets: Vec<[Option<Packet>; WAYS]>,
     wait: u64,
 }
 
 impl Fragments {
     pub(crate) fn new() -> Self {
         Self {
-            packets: vec![None; PLACES],
+            sets: vec![[None; WAYS]; SETS],
             wait: Clock::ticks(WAIT).into(),
         }
     }
@@ -47,27 +50,27 @@ impl Fragments {
         (key, direction): (FlowKey, Direction),
         now: u64,
     ) -> Option<(FlowKey, Direction)> {
-        let shared = key.without_ports();
-        let mut identity = shared;
+        let mut identity = key.without_ports();
         // Where the ports and ICMP's type are in a whole key.
         identity.rest[0] |= u64::from(fragment.identification) << 32;
         identity.rest[1] |= (key.way(direction) as u64) << 36;
-        let place = &mut self.packets[hasher.hash(&identity) as usize % PLACES];
+        let set = &mut self.sets[hasher.hash(&identity) as usize % SETS];
+        let known = set
+            .iter()
+            .position(|place| place.is_some_and(|packet| packet.identity == identity));
         if fragment.offset == 0 {
-            *place = Some(Packet {
-                identification: fragment.identification,
+            let oldest = || (0..WAYS).min_by_key(|&way| set[way].map(|packet| packet.last));
+            set[known.or_else(oldest).unwrap_or(0)] = Some(Packet {
+                identity,
                 last: now,
                 key,
                 direction,
             });
             return Some((key, direction));
         }
-        let packet = place.as_mut().filter(|packet| {
-            packet.identification == fragment.identification
-                && packet.key.without_ports() == shared
-                && packet.key.way(packet.direction) == key.way(direction)
-                && now.saturating_sub(packet.last) <= self.wait
-        })?;
+        let packet = set[known?]
+            .as_mut()
+            .filter(|packet| now.saturating_sub(packet.last) <= self.wait)?;
         packet.last = now;
         Some((packet.key, packet.direction))
     }

@@ -157,15 +157,15 @@ impl Meter {
     /// Makes the records of all connections. The table is empty then, unless the sink wanted no more: those it was not shown stay.
     pub fn finish<S: Sink>(&mut self, sink: &mut S) -> Result<ControlFlow<()>, S::Error> {
         let mut out = Out::new(sink);
-        // The last frames may have been of no connection, and yet tell the time.
-        let now = self.metering.clock.now();
-        while !out.is_done()
-            && let Some(slot) = self.metering.table.overdue(now)
-        {
-            self.metering
-                .close(slot, FlowEndReason::IdleTimeout, &mut out);
-        }
-        let Metering { table, stats, .. } = &mut self.metering;
+        let Metering {
+            table,
+            stats,
+            clock,
+            ..
+        } = &mut self.metering;
+        // The last frames may have been of no connection, and yet tell the time. It is asked of each connection: how soon the wheels
+        // come to it depends on when they were looked at.
+        let now = clock.now();
         let mut shown = 0;
         for slot in 0..table.slots_used() {
             if out.is_done() {
@@ -174,8 +174,13 @@ impl Meter {
             if table.entry(slot).is_free() {
                 continue;
             }
+            let reason = if table.is_overdue(slot, now) {
+                FlowEndReason::IdleTimeout
+            } else {
+                FlowEndReason::ForcedEnd
+            };
             table.conclude(slot);
-            out.record(&table.record(slot, Some(FlowEndReason::ForcedEnd)));
+            out.record(&table.record(slot, Some(reason)));
             shown = slot + 1;
         }
         if out.is_done() {

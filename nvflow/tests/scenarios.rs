@@ -13,7 +13,7 @@ use frames::{ACK, End, FIN, Made, RST, SYN, icmp, ip, tcp, tcp_window, udp, v4, 
 use nvcapture::{Frame, SegmentSize, Timestamp};
 use nvflow::{
     Aggregator, FlowEndReason, FlowRecord, GroupBy, Meter, MeterConfig, Observation, TcpState,
-    Value, Vantage, sink_fn,
+    Timeouts, Value, Vantage, sink_fn,
 };
 
 fn observe(meter: &mut Meter, records: &mut Vec<FlowRecord>, frames: &[Made]) {
@@ -643,6 +643,68 @@ fn later_fragments_belong_to_the_first_one() {
     );
     assert_eq!(records[1].forward.payload_octets, 1_572);
     balanced(&meter, &records);
+}
+
+#[test]
+fn fragments_of_a_hundred_packets_may_be_mixed() {
+    let ends = |port| (v4(9, port), v4(1, 53));
+    let cut = |mut made: Made, id: u8, offset: [u8; 2]| {
+        made.octets[18..22].copy_from_slice(&[0, id, offset[0], offset[1]]);
+        made
+    };
+    let mut frames: Vec<Made> = (0..100)
+        .map(|id: u8| {
+            let (a, b) = ends(CLIENT + u16::from(id));
+            cut(udp(0, a, b, 1_472), id, [0x20, 0])
+        })
+        .collect();
+    frames.extend((0..100).map(|id: u8| {
+        let (a, b) = ends(0);
+        cut(ip(1, a.0, b.0, 17, &[0; 100]), id, [0, 185])
+    }));
+    let config = MeterConfig {
+        hash_key: Some([1, 2]),
+        ..MeterConfig::default()
+    };
+    let records = meter(config, &frames);
+    assert_eq!(records.len(), 100);
+    assert!(records.iter().all(|record| record.forward.packets == 2));
+}
+
+#[test]
+fn what_was_idle_for_too_long_at_the_end_ended_by_that() {
+    let (idle, other) = ((v4(9, CLIENT), v4(1, 53)), (v4(8, CLIENT), v4(1, 53)));
+    let config = MeterConfig {
+        timeouts: Timeouts {
+            udp: Duration::from_secs(7),
+            ..Timeouts::default()
+        },
+        ..MeterConfig::default()
+    };
+    // The frame at 8,160 makes timers be looked at: the one of the first connection goes on until it has been idle for 7 s, and is not looked
+    // at at 8,207.
+    let records = meter(
+        config,
+        &[
+            (0, idle),
+            (183, idle),
+            (1_206, idle),
+            (8_160, other),
+            (8_207, other),
+        ]
+        .map(|(millis, (a, b))| udp(millis, a, b, 9)),
+    );
+    let reasons: Vec<_> = records
+        .iter()
+        .map(|record| (record.source.address, record.flow_end_reason))
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            (idle.0.0, Some(FlowEndReason::IdleTimeout)),
+            (other.0.0, Some(FlowEndReason::ForcedEnd)),
+        ]
+    );
 }
 
 #[test]
