@@ -15,7 +15,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use beside::{Beside, number};
+use beside::{Beside, number, same_payload};
 use common::{Need, ensure, picture, privileged, same, same_picture, sh, sh_in};
 use engine::Engine;
 use libtest_mimic::{Arguments, Failed};
@@ -432,11 +432,7 @@ fn a_hundred_requests_are_a_hundred_records(mode: &str) -> Result<(), Failed> {
         same("connections", http.len(), 100)?;
         for record in http {
             same("end reason", &record["flowEndReason"], &Value::from(3))?;
-            same(
-                "octets of the answer",
-                &record["responderOctets"],
-                &Value::from(answer),
-            )?;
+            same_payload(record, "responderOctets", answer as u64)?;
             same("workload", &record["workload"], &Value::from(web.as_str()))?;
             same("interface", &record["interface"], &Value::from("eth0"))?;
             let (source, key) = match address {

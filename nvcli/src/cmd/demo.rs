@@ -43,8 +43,8 @@ const TICK: Duration = Duration::from_millis(20);
 /// What the client knows of its own traffic, to be compared with the records.
 #[derive(Debug, Default)]
 struct Sent {
-    /// By the client's port: octets written and read.
-    http: BTreeMap<u16, (u64, u64)>,
+    /// By the client's end: octets written and read.
+    http: BTreeMap<SocketAddr, [u64; 2]>,
     dns: usize,
 }
 
@@ -162,18 +162,27 @@ pub(crate) fn run() -> Result<()> {
             stats.frames, stats.metered, stats.not_ip, stats.unparsed, stats.refused
         ),
     )?;
+    let http: Vec<&FlowRecord> = metered
+        .records
+        .iter()
+        .filter(|record| record.destination.port == HTTP)
+        .collect();
     check(
-        is_http_right(&metered.records, &sent),
+        is_http_right(&http, &sent),
         format!(
-            "{} requests = {} connections, each closed, each with the octets that {CLIENT} wrote and read ({} in all)",
+            "{} requests = {} connections, each closed, each with the octets that {CLIENT} wrote and read ({} in all){}",
             DOCUMENTS.len(),
             sent.http.len(),
-            grouped(
-                sent.http
-                    .values()
-                    .map(|(written, read)| written + read)
-                    .sum()
-            )
+            grouped(sent.http.values().flatten().sum()),
+            match http
+                .iter()
+                .map(|record| sent_again(record))
+                .flatten()
+                .sum::<u32>()
+            {
+                0 => String::new(),
+                again => format!(", and {again} segments that were sent again"),
+            }
         ),
     )?;
     let answered = metered
@@ -395,18 +404,29 @@ fn meter(
 }
 
 /// Whether there is one closed connection for each request, with the octets the client knows of.
-fn is_http_right(records: &[FlowRecord], sent: &Sent) -> bool {
-    let of_http: Vec<&FlowRecord> = records
-        .iter()
-        .filter(|record| record.destination.port == HTTP)
-        .collect();
-    of_http.len() == DOCUMENTS.len()
-        && sent.http.len() == DOCUMENTS.len()
-        && of_http.iter().all(|record| {
-            let octets = (record.forward.payload_octets, record.reverse.payload_octets);
-            record.flow_end_reason == Some(FlowEndReason::EndOfFlowDetected)
-                && sent.http.get(&record.source.port) == Some(&octets)
-        })
+fn is_http_right(http: &[&FlowRecord], sent: &Sent) -> bool {
+    let is_right = |record: &&FlowRecord| {
+        let client = SocketAddr::new(record.source.address, record.source.port);
+        let Some(known) = sent.http.get(&client) else {
+            return false;
+        };
+        let counted = [record.forward.payload_octets, record.reverse.payload_octets];
+        let again = sent_again(record);
+        record.flow_end_reason == Some(FlowEndReason::EndOfFlowDetected)
+            // What a slow machine sends again is on the wire more than once.
+            && (0..2).all(|side| match again[side] {
+                0 => counted[side] == known[side],
+                _ => counted[side] >= known[side],
+            })
+    };
+    http.len() == DOCUMENTS.len() && sent.http.len() == http.len() && http.iter().all(is_right)
+}
+
+/// How many segments the client and the server have sent again.
+fn sent_again(record: &FlowRecord) -> [u32; 2] {
+    record.tcp.map_or([0; 2], |tcp| {
+        [tcp.forward, tcp.reverse].map(|side| side.retransmitted_segments)
+    })
 }
 
 /// What the container offers: a web server and a name server.
@@ -491,8 +511,9 @@ fn ask(client: &Netns, addresses: [IpAddr; 2]) -> io::Result<Sent> {
     let inside = || -> io::Result<Sent> {
         let mut sent = Sent::default();
         for (number, size) in DOCUMENTS.into_iter().enumerate() {
-            let (port, octets) = fetch(SocketAddr::new(addresses[number % 2], HTTP), number, size)?;
-            sent.http.insert(port, octets);
+            let (client, octets) =
+                fetch(SocketAddr::new(addresses[number % 2], HTTP), number, size)?;
+            sent.http.insert(client, octets);
             thread::sleep(PACE);
         }
         for (id, name) in (1..).zip(QUESTIONS) {
@@ -511,10 +532,12 @@ fn ask(client: &Netns, addresses: [IpAddr; 2]) -> io::Result<Sent> {
 }
 
 /// One request on a connection of its own: its port, and the octets written and read.
-fn fetch(server: SocketAddr, number: usize, size: usize) -> io::Result<(u16, (u64, u64))> {
+fn fetch(server: SocketAddr, number: usize, size: usize) -> io::Result<(SocketAddr, [u64; 2])> {
     let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let port = stream.local_addr()?.port();
+    let mut client = stream.local_addr()?;
+    // An address of IPv6 is one without its zone, too.
+    client = SocketAddr::new(client.ip(), client.port());
     let request = format!("GET /{number} HTTP/1.1\r\nHost: {WEB}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::with_capacity(size + 128);
@@ -525,7 +548,7 @@ fn fetch(server: SocketAddr, number: usize, size: usize) -> io::Result<(u16, (u6
             "the document was cut off",
         ));
     }
-    Ok((port, (request.len() as u64, answer.len() as u64)))
+    Ok((client, [request.len() as u64, answer.len() as u64]))
 }
 
 /// A query for the address of `name`; RFC 1035, section 4.1.
@@ -557,7 +580,66 @@ fn dns_answer(query: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use nvflow::{Meter, MeterConfig};
+
     use super::*;
+
+    #[test]
+    fn what_was_sent_again_may_be_counted_more_than_once() {
+        let client = SocketAddr::from(([10, 0, 0, 1], 40_000));
+        let mut sent = Sent::default();
+        for number in 0..DOCUMENTS.len() as u16 {
+            let end = SocketAddr::new(client.ip(), client.port() + number);
+            sent.http.insert(end, [0, 0]);
+        }
+        // Who sent what is all that counts, so each connection is a SYN and its answer's RST.
+        let records = |again: bool| {
+            let mut records: Vec<FlowRecord> = Vec::new();
+            let mut meter = Meter::new(MeterConfig::default()).unwrap();
+            for end in sent.http.keys() {
+                let mut frame = |source: u16, destination: u16, control: u8| {
+                    let mut octets = [0_u8; 54];
+                    octets[12..15].copy_from_slice(&[8, 0, 0x45]);
+                    octets[17] = 40;
+                    octets[23] = 6;
+                    octets[26..30].copy_from_slice(&[10, 0, 0, 1]);
+                    octets[30..34].copy_from_slice(&[10, 0, 0, 2]);
+                    if source == HTTP {
+                        octets[26..34].rotate_left(4);
+                    }
+                    octets[34..36].copy_from_slice(&source.to_be_bytes());
+                    octets[36..38].copy_from_slice(&destination.to_be_bytes());
+                    octets[46..48].copy_from_slice(&[0x50, control]);
+                    let meta = nvcapture::FrameMeta::ethernet(nvcapture::Timestamp::ZERO, 54);
+                    let frame = nvcapture::Frame::new(&octets, meta);
+                    let Ok(_) = meter.observe([frame], &mut records);
+                };
+                for _ in 0..=u8::from(again) {
+                    frame(end.port(), HTTP, 2);
+                }
+                frame(HTTP, end.port(), 0x14);
+            }
+            let Ok(_) = meter.finish(&mut records);
+            records
+        };
+        let is_right = |records: &[FlowRecord]| {
+            let records: Vec<&FlowRecord> = records.iter().collect();
+            is_http_right(&records, &sent)
+        };
+        let mut once = records(false);
+        assert!(is_right(&once));
+        once[0].reverse.payload_octets += 1;
+        assert!(!is_right(&once), "more than was sent");
+        once[0].reverse.payload_octets -= 1;
+        once.pop();
+        assert!(!is_right(&once), "one is missing");
+        let mut again = records(true);
+        assert_eq!(sent_again(&again[0]), [1, 0]);
+        again[0].forward.payload_octets += 1;
+        assert!(is_right(&again));
+        again[0].reverse.payload_octets += 1;
+        assert!(!is_right(&again), "that side sent nothing again");
+    }
 
     #[test]
     fn a_query_is_answered_with_its_own_id_and_question() {

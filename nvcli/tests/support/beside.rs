@@ -4,8 +4,24 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
 use libtest_mimic::Failed;
+use serde_json::Value;
 
 use crate::common::ensure;
+
+/// Fails unless `record` tells under `key` that its side sent so many octets of payload. What a side sent again, since the machine was slow, was
+/// on the wire more than once and is counted so.
+pub(crate) fn same_payload(record: &Value, key: &str, octets: u64) -> Result<(), Failed> {
+    let again = match key {
+        "initiatorOctets" => "retransmittedSegments",
+        _ => "reverseRetransmittedSegments",
+    };
+    let (counted, again) = (record[key].as_u64(), record[again].as_u64());
+    let is_right = match again {
+        Some(1..) => counted >= Some(octets),
+        _ => counted == Some(octets),
+    };
+    ensure(is_right, format!("{key} is not {octets}: {record}"))
+}
 
 /// A program that runs beside the test until it is interrupted.
 pub(crate) struct Beside {
