@@ -58,6 +58,7 @@ pub use stats::SourceStats;
 #[doc(hidden)]
 pub use sys::{
     huge::HugeVec,
+    octets::places_of,
     prefetch::prefetch,
     wide::{Ability, Usual, Wide, Work},
 };

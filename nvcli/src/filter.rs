@@ -24,6 +24,7 @@ pub(crate) struct Filter {
 
 impl Filter {
     /// Whether `record` is wanted.
+    #[inline]
     pub(crate) fn admits(&self, record: &FlowRecord) -> bool {
         let ends = [record.source, record.destination];
         let any =

@@ -1,15 +1,12 @@
 //! A connection as the table keeps it: two and a half cache lines, half a one more for IPv6 addresses.
 
 use nvcapture::Timestamp;
-use nvcapture::wire::{Tunnel, protocol};
+use nvcapture::wire::protocol;
 
 use crate::clock::Clock;
 use crate::key::flag;
 use crate::tcp::{Segment, TcpBlock, TcpEvents, small};
-use crate::{
-    Direction, Endpoint, FlowEndReason, FlowKey, FlowRecord, Labels, Side, TcpRecord, TcpState,
-    Vantage,
-};
+use crate::{Direction, FlowEndReason, FlowKey, FlowRecord, Side, TcpRecord, TcpState, Vantage};
 
 /// No slot.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -484,6 +481,11 @@ impl Entry {
         self.counters.packets(direction)
     }
 
+    /// When its first frame was seen.
+    pub(crate) const fn started(&self) -> Timestamp {
+        Timestamp::from_nanos(self.start.saturating_mul(1_000))
+    }
+
     /// Microseconds from the first frame to `micros`.
     #[inline]
     pub(crate) const fn since_start(&self, micros: u64) -> u64 {
@@ -639,35 +641,45 @@ impl Entry {
         }
     }
 
-    /// What is to be said of it; `reason` is why, and gives way to the end of the connection if that was seen.
-    pub(crate) fn record(
+    #[inline(always)]
+    fn side(&self, side: usize) -> Side {
+        let [packets, octets, layer2_octets, payload_octets] = self.counters.of(side);
+        let [lowest, highest] = self.ttl[side];
+        Side {
+            packets,
+            octets,
+            layer2_octets,
+            payload_octets,
+            tcp_control_bits: self.control[side],
+            minimum_ttl: if packets == 0 { 0 } else { lowest },
+            maximum_ttl: highest,
+            dscp: self.dscp[side],
+        }
+    }
+
+    /// Writes what is to be said of it over what `record` said, but for its application and labels; `reason` is why, and gives way to the
+    /// end of the connection if that was seen.
+    ///
+    /// Field by field: a record that is returned is made on the stack first, piece by piece, and read back in other pieces, which stalls.
+    #[inline(always)]
+    pub(crate) fn write(
         &self,
-        addresses: [u64; 4],
+        record: &mut FlowRecord,
+        key: &FlowKey,
         events: &TcpEvents,
-        tunnel: Option<Tunnel>,
         reason: Option<FlowEndReason>,
-    ) -> FlowRecord {
-        let key = FlowKey {
-            addresses,
-            rest: self.rest,
-        };
-        let ends: [Endpoint; 2] = key.ends().into();
+    ) {
         let (initiator, responder) = (self.initiator(), 1 - self.initiator());
-        let side = |side: usize| {
-            let [packets, octets, layer2_octets, payload_octets] = self.counters.of(side);
-            let [lowest, highest] = self.ttl[side];
-            Side {
-                packets,
-                octets,
-                layer2_octets,
-                payload_octets,
-                tcp_control_bits: self.control[side],
-                minimum_ttl: if packets == 0 { 0 } else { lowest },
-                maximum_ttl: highest,
-                dscp: self.dscp[side],
-            }
-        };
-        let vantage = match self.marks & (mark::INSIDE_LOW | mark::INSIDE_HIGH) {
+        let end = self.start.saturating_add(self.duration());
+        record.flow_start = self.started();
+        record.flow_end = Timestamp::from_nanos(end.saturating_mul(1_000));
+        [record.source, record.destination] = key.ends_from(initiator);
+        record.protocol_identifier = key.protocol();
+        record.has_ports = key.has_ports();
+        record.icmp_type_code = key.icmp_type_code();
+        record.vlan_id = key.vlan_id();
+        record.observation_point = key.observation_point();
+        record.vantage = match self.marks & (mark::INSIDE_LOW | mark::INSIDE_HIGH) {
             mark::INSIDE_LOW => Some(0),
             mark::INSIDE_HIGH => Some(1),
             _ => None,
@@ -679,23 +691,9 @@ impl Entry {
                 Vantage::Ingress
             }
         });
-        let tcp = self.is_tcp().then(|| {
-            let (forward, reverse) = if self.is_followed() {
-                let events = self.block.events(events);
-                let of = |side| self.block.side(&events, side);
-                (of(initiator), of(responder))
-            } else {
-                Default::default()
-            };
-            TcpRecord {
-                state: self.tcp_state(),
-                server_handshake_rtt_micros: self.handshake_to(1),
-                client_handshake_rtt_micros: self.handshake_to(0),
-                forward,
-                reverse,
-            }
-        });
-        let reason = match reason {
+        record.forward = self.side(initiator);
+        record.reverse = self.side(responder);
+        record.flow_end_reason = match reason {
             None if self.has_ended() => Some(FlowEndReason::EndOfFlowDetected),
             Some(FlowEndReason::ActiveTimeout) | None => reason,
             Some(_) if self.has_ended() || self.both_said_fin() => {
@@ -703,26 +701,24 @@ impl Entry {
             }
             other => other,
         };
-        let end = self.start.saturating_add(self.duration());
-        FlowRecord {
-            flow_start: Timestamp::from_nanos(self.start.saturating_mul(1_000)),
-            flow_end: Timestamp::from_nanos(end.saturating_mul(1_000)),
-            source: ends[initiator],
-            destination: ends[responder],
-            protocol_identifier: key.protocol(),
-            has_ports: key.has_ports(),
-            icmp_type_code: key.icmp_type_code(),
-            vlan_id: key.vlan_id(),
-            observation_point: key.observation_point(),
-            vantage,
-            forward: side(initiator),
-            reverse: side(responder),
-            flow_end_reason: reason,
-            tcp,
-            tunnel,
-            application: None,
-            labels: Labels::default(),
-        }
+        record.tcp = if self.is_tcp() {
+            let (forward, reverse) = if self.is_followed() {
+                let events = self.block.events(events);
+                let of = |side| self.block.side(&events, side);
+                (of(initiator), of(responder))
+            } else {
+                Default::default()
+            };
+            Some(TcpRecord {
+                state: self.tcp_state(),
+                server_handshake_rtt_micros: self.handshake_to(1),
+                client_handshake_rtt_micros: self.handshake_to(0),
+                forward,
+                reverse,
+            })
+        } else {
+            None
+        };
     }
 }
 

@@ -1,6 +1,6 @@
 //! From a key's hash to the slot of its connection.
 
-use nvcapture::HugeVec;
+use nvcapture::{HugeVec, places_of};
 
 use crate::Error;
 
@@ -25,19 +25,12 @@ impl Bucket {
         slots: [0; WIDTH],
     };
 
-    /// A bit for each place whose tag equals `tag`; behind the first such place one may be wrongly set.
+    /// A bit for each place whose tag equals `tag`.
     ///
     /// Made without a branch: the processor must not guess from a line that has not come yet, or it waits before it asks for the next.
     #[inline(always)]
-    const fn matching(&self, tag: u8) -> u32 {
-        const ONES: u64 = u64::from_le_bytes([1; 8]);
-        /// Gathers the lowest bits of eight octets in the highest octet.
-        const GATHER: u64 = 0x0102_0408_1020_4080;
-        let pattern = ONES * tag as u64;
-        let [low, high] = [self.tags[0] ^ pattern, self.tags[1] ^ pattern];
-        let low = (low.wrapping_sub(ONES) & !low & (ONES << 7)) >> 7;
-        let high = (high.wrapping_sub(ONES) & !high & (ONES << 7) & 0xffff_ffff) >> 7;
-        ((low.wrapping_mul(GATHER) >> 56) | (high.wrapping_mul(GATHER) >> 56 << 8)) as u32
+    fn matching(&self, tag: u8) -> u32 {
+        u32::from(places_of(tag, self.tags)) & ((1 << WIDTH) - 1)
     }
 
     /// The first place of `matching`, or one behind the last.
@@ -161,6 +154,13 @@ impl BucketIndex {
     #[cold]
     fn further_candidate(&self, hash: u64) -> Option<u32> {
         self.find(hash, |_| true)
+    }
+
+    /// Whether there is none of `hash` for sure, by a look at one bucket.
+    #[inline(always)]
+    pub fn has_none(&self, hash: u64) -> bool {
+        let bucket = &self.buckets[self.home(hash)];
+        bucket.matching(Self::tag(hash)) == 0 && bucket.passed() == 0
     }
 
     /// The slot of `hash` for which `is_it` holds.

@@ -249,33 +249,47 @@ impl FlowKey {
 
     /// The two ends, the lower first. Ports are 0 where there are none.
     pub fn ends(&self) -> (Endpoint, Endpoint) {
+        self.ends_from(0).into()
+    }
+
+    /// The end `first`, 0 being the lower and 1 the higher, and the other one.
+    #[inline]
+    pub(crate) fn ends_from(&self, first: usize) -> [Endpoint; 2] {
+        // Turned while they are words: of two ends made, one could be picked from memory only.
+        let is_turned = first != 0;
         let [a, b, c, d] = self.addresses;
-        let (low, high): (IpAddr, IpAddr) = if self.is_ipv6() {
-            let v6 = |x: u64, y: u64| Ipv6Addr::from((u128::from(x) << 64) | u128::from(y));
-            (v6(a, b).into(), v6(c, d).into())
-        } else {
-            (
-                Ipv4Addr::from((a >> 32) as u32).into(),
-                Ipv4Addr::from(a as u32).into(),
-            )
-        };
-        let port = |shift: u32| {
-            if self.has_ports() {
-                (self.rest[0] >> shift) as u16
+        let addresses: [IpAddr; 2] = if self.is_ipv6() {
+            let [a, b, c, d] = if is_turned {
+                [c, d, a, b]
             } else {
-                0
-            }
+                [a, b, c, d]
+            };
+            let v6 = |x: u64, y: u64| Ipv6Addr::from((u128::from(x) << 64) | u128::from(y));
+            [v6(a, b).into(), v6(c, d).into()]
+        } else {
+            let both = if is_turned { a.rotate_left(32) } else { a };
+            [both >> 32, both].map(|address| Ipv4Addr::from(address as u32).into())
         };
-        (
+        let ports = if self.has_ports() {
+            (self.rest[0] >> 32) as u32
+        } else {
+            0
+        };
+        let ports = if is_turned {
+            ports.rotate_left(16)
+        } else {
+            ports
+        };
+        [
             Endpoint {
-                address: low,
-                port: port(48),
+                address: addresses[0],
+                port: (ports >> 16) as u16,
             },
             Endpoint {
-                address: high,
-                port: port(32),
+                address: addresses[1],
+                port: ports as u16,
             },
-        )
+        ]
     }
 }
 

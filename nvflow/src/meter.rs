@@ -27,8 +27,10 @@ use crate::{
 /// A processor that does not know where a page is looks that up before it goes on from what asks for it, unless that stands beside others of its kind: one
 /// frame at a time took 12 % longer (nv-trace's uniform and ipv6). Eight at a time are more lines than it can wait for, and took 15 to 40 % longer.
 const BATCH: usize = 4;
-/// Places in the line of frames that wait: four batches.
-const LINE: usize = 4 * BATCH;
+/// Batches in the line of frames that wait.
+const BATCHES: usize = 4;
+/// Frames in the line.
+const LINE: usize = BATCHES * BATCH;
 
 /// More than any connection lasts, and less than a time before its start comes to when it is taken modulo 2^64. Unit: microseconds.
 const MOST_ACTIVE: u128 = 1 << 62;
@@ -49,7 +51,7 @@ const MOST_ACTIVE: u128 = 1 << 62;
 /// ```
 pub struct Meter {
     metering: Metering,
-    line: Box<[Step; LINE]>,
+    line: Box<[[Step; BATCH]; BATCHES]>,
 }
 
 /// The octets that were kept of a frame, and what they begin with.
@@ -70,6 +72,8 @@ struct Metering {
     longest: u32,
     /// Of each frame in the line; empty unless tunnels are looked into.
     tunnels: Box<[Option<Tunnel>]>,
+    /// The last one made, over which the next is written.
+    record: FlowRecord,
 }
 
 impl fmt::Debug for Meter {
@@ -101,11 +105,12 @@ impl Meter {
             beyond_frames: 0,
             longest: longest(config.mtu),
             tunnels: vec![None; tunnels].into_boxed_slice(),
+            record: FlowRecord::EMPTY,
             config,
         };
         Ok(Self {
             metering,
-            line: Box::new([Step::EMPTY; LINE]),
+            line: Box::new([[Step::EMPTY; BATCH]; BATCHES]),
         })
     }
 
@@ -161,6 +166,7 @@ impl Meter {
             table,
             stats,
             clock,
+            record,
             ..
         } = &mut self.metering;
         // The last frames may have been of no connection, and yet tell the time. It is asked of each connection: how soon the wheels
@@ -180,7 +186,8 @@ impl Meter {
                 FlowEndReason::ForcedEnd
             };
             table.conclude(slot);
-            out.record(&table.record(slot, Some(reason)));
+            table.write(record, slot, Some(reason));
+            out.record(record);
             shown = slot + 1;
         }
         if out.is_done() {
@@ -275,7 +282,7 @@ impl Meter {
 struct Observing<'m, 's, A, F, S: Sink> {
     ability: A,
     metering: &'m mut Metering,
-    line: &'m mut [Step; LINE],
+    line: &'m mut [[Step; BATCH]; BATCHES],
     frames: F,
     out: &'m mut Out<'s, S>,
 }
@@ -294,17 +301,17 @@ impl<'f, A: Ability, F: Iterator<Item = Frame<'f>>, S: Sink> Work for Observing<
         } = self;
         let identifies = metering.config.identify.is_some();
         // What was kept of each frame in the line; nothing unless it may be looked at again.
-        let mut kept: [Kept<'f>; LINE] = [(&[], LinkType::ETHERNET); LINE];
+        let mut kept: [[Kept<'f>; BATCH]; BATCHES] = [[(&[], LinkType::ETHERNET); BATCH]; BATCHES];
         // How many frames have entered the line.
         let mut taken: usize = 0;
         // By `for_each`: a source may know a shorter way from frame to frame than by being asked for each.
         frames.for_each(|frame| {
             let place = taken % LINE;
-            if !metering.take(&frame, &mut line[place], place) {
+            if !metering.take(&frame, &mut line.as_flattened_mut()[place], place) {
                 return;
             }
             if identifies {
-                kept[place] = (frame.octets(), frame.meta().link_type);
+                kept.as_flattened_mut()[place] = (frame.octets(), frame.meta().link_type);
             }
             taken += 1;
             if taken.is_multiple_of(BATCH) {
@@ -312,13 +319,14 @@ impl<'f, A: Ability, F: Iterator<Item = Frame<'f>>, S: Sink> Work for Observing<
                     metering,
                     line,
                     kept: &kept,
-                    taken,
+                    turn: taken / BATCH,
                     out,
                 });
             }
         });
         // What is left: the batch that is not full, and those that wait.
         let whole = taken / BATCH * BATCH;
+        let (line, kept) = (line.as_flattened_mut(), kept.as_flattened());
         for place in (whole..taken).chain(whole.saturating_sub(BATCH)..whole) {
             metering.look(&mut line[place % LINE]);
         }
@@ -332,12 +340,12 @@ impl<'f, A: Ability, F: Iterator<Item = Frame<'f>>, S: Sink> Work for Observing<
     }
 }
 
-/// Does what is to be done each time that a batch of frames has been taken: `taken` in all.
+/// Does what is to be done each time that a batch of frames has been taken: `turn` in all.
 struct Advancing<'m, 's, 'f, S: Sink> {
     metering: &'m mut Metering,
-    line: &'m mut [Step; LINE],
-    kept: &'m [Kept<'f>; LINE],
-    taken: usize,
+    line: &'m mut [[Step; BATCH]; BATCHES],
+    kept: &'m [[Kept<'f>; BATCH]; BATCHES],
+    turn: usize,
     out: &'m mut Out<'s, S>,
 }
 
@@ -350,25 +358,30 @@ impl<S: Sink> Work for Advancing<'_, '_, '_, S> {
             metering,
             line,
             kept,
-            taken,
+            turn,
             out,
         } = self;
-        // The places of the batch so many before the last one.
-        let batch = |before: usize| {
-            let end = taken.saturating_sub(before * BATCH);
-            (end.saturating_sub(BATCH)..end).map(|place| place % LINE)
-        };
-        for place in batch(0) {
-            metering.table.prefetch_index(line[place].hash);
+        // Where the batch is that was taken so many before the last one, if there was one.
+        let batch = |before: usize| (turn > before).then(|| (turn - 1 - before) % BATCHES);
+        if let Some(batch) = batch(0) {
+            for step in &line[batch] {
+                metering.table.prefetch_index(step.hash);
+            }
         }
-        for place in batch(1) {
-            metering.look(&mut line[place]);
+        if let Some(batch) = batch(1) {
+            for step in &mut line[batch] {
+                metering.look(step);
+            }
         }
-        for place in batch(2) {
-            metering.look_for_addresses(&line[place]);
+        if let Some(batch) = batch(2) {
+            for step in &line[batch] {
+                metering.look_for_addresses(step);
+            }
         }
-        for place in batch(3) {
-            metering.count(&line[place], &kept[place], place, out);
+        if let Some(batch) = batch(3) {
+            for (place, (step, kept)) in line[batch].iter().zip(&kept[batch]).enumerate() {
+                metering.count(step, kept, batch * BATCH + place, out);
+            }
         }
     }
 }
@@ -701,7 +714,9 @@ impl Metering {
     #[cold]
     fn report_active<S: Sink>(&mut self, slot: u32, micros: u64, out: &mut Out<'_, S>) {
         self.table.conclude(slot);
-        out.record(&self.table.record(slot, Some(FlowEndReason::ActiveTimeout)));
+        self.table
+            .write(&mut self.record, slot, Some(FlowEndReason::ActiveTimeout));
+        out.record(&self.record);
         self.table.begin_anew(slot, micros);
     }
 
@@ -742,7 +757,8 @@ impl Metering {
         let hash = self.table.hash_of(slot);
         self.table.prefetch_index(hash);
         self.table.conclude(slot);
-        out.record(&self.table.record(slot, Some(reason)));
+        self.table.write(&mut self.record, slot, Some(reason));
+        out.record(&self.record);
         self.table.prefetch_following(slot);
         self.table.close(slot, hash);
     }

@@ -1,6 +1,6 @@
 //! What is said of a connection: one record, both directions (RFC 5103), named as IPFIX names it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use nvcapture::Timestamp;
@@ -32,6 +32,13 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// The port; 0 where the protocol has none.
     pub port: u16,
+}
+
+impl Endpoint {
+    const UNSPECIFIED: Self = Self {
+        address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        port: 0,
+    };
 }
 
 /// On which side of a container's interface the initiator of a connection is.
@@ -72,6 +79,19 @@ pub struct Side {
     pub maximum_ttl: u8,
     /// Differentiated services code point of the last packet.
     pub dscp: u8,
+}
+
+impl Side {
+    const NONE: Self = Self {
+        packets: 0,
+        octets: 0,
+        layer2_octets: 0,
+        payload_octets: 0,
+        tcp_control_bits: 0,
+        minimum_ttl: 0,
+        maximum_ttl: 0,
+        dscp: 0,
+    };
 }
 
 /// What TCP alone tells of one side.
@@ -180,6 +200,38 @@ pub struct FlowRecord {
     pub application: Option<Arc<Application>>,
     /// What others know of it.
     pub labels: Labels,
+}
+
+impl FlowRecord {
+    /// Of no connection yet.
+    pub(crate) const EMPTY: Self = Self {
+        flow_start: Timestamp::ZERO,
+        flow_end: Timestamp::ZERO,
+        source: Endpoint::UNSPECIFIED,
+        destination: Endpoint::UNSPECIFIED,
+        protocol_identifier: 0,
+        has_ports: false,
+        icmp_type_code: None,
+        vlan_id: None,
+        observation_point: None,
+        vantage: None,
+        forward: Side::NONE,
+        reverse: Side::NONE,
+        flow_end_reason: None,
+        tcp: None,
+        tunnel: None,
+        application: None,
+        labels: Labels {
+            workload: None,
+            peer_workload: None,
+            interface: None,
+            network: None,
+            details: None,
+            peer_details: None,
+            source_domain: None,
+            destination_domain: None,
+        },
+    };
 }
 
 /// A value of a [`Field`].

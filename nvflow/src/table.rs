@@ -241,6 +241,10 @@ impl Table {
         if self.is_at(step.candidate, &step.key) {
             return Some(step.candidate);
         }
+        // It may have been opened since the candidate was looked for.
+        if self.index.has_none(step.hash) {
+            return None;
+        }
         self.search(step)
     }
 
@@ -380,20 +384,27 @@ impl Table {
 
     /// What is to be said of the connection in `slot`.
     pub(crate) fn record(&self, slot: u32, reason: Option<FlowEndReason>) -> FlowRecord {
+        let mut record = FlowRecord::EMPTY;
+        self.write(&mut record, slot, reason);
+        record
+    }
+
+    /// Writes what is to be said of the connection in `slot` over what `record` said.
+    #[inline(never)]
+    pub(crate) fn write(&self, record: &mut FlowRecord, slot: u32, reason: Option<FlowEndReason>) {
         let entry = self.entry(slot);
-        let addresses = self.key_of(entry).addresses;
-        let tunnel = if self.tunnels.is_empty() {
+        let key = self.key_of(entry);
+        let events = self.events.get(slot as usize).unwrap_or(&NO_EVENTS);
+        entry.write(record, &key, events, reason);
+        record.tunnel = if self.tunnels.is_empty() {
             None
         } else {
             self.tunnels.get(&slot).copied()
         };
-        let events = self.events.get(slot as usize).unwrap_or(&NO_EVENTS);
-        let mut record = entry.record(addresses, events, tunnel, reason);
         if let Some(identifier) = &self.identifier {
-            record.application = identifier.application(entry, slot, &self.key_of(entry));
-            identifier.label(&mut record);
+            record.application = identifier.application(entry, slot, &key);
+            identifier.label(record);
         }
-        record
     }
 
     /// Whether nothing more can be told from what the side speaks that sent the frame of `step`.

@@ -12,6 +12,7 @@ pub(crate) mod abi;
 pub(crate) mod huge;
 #[cfg(feature = "ring")]
 pub(crate) mod mapping;
+pub(crate) mod octets;
 pub(crate) mod prefetch;
 #[cfg(feature = "ring")]
 pub(crate) mod sockopt;

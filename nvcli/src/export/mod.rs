@@ -150,10 +150,14 @@ impl Stage {
     /// Offers a record to every exporter.
     ///
     /// With [`Pace::Live`] this never waits; with [`Pace::Wait`] it waits for an exporter that is busy, and not for one that gets nowhere.
+    #[inline]
     pub(crate) fn record(&self, record: &FlowRecord) {
-        if self.lanes.is_empty() {
-            return;
+        if !self.lanes.is_empty() {
+            self.offer(record);
         }
+    }
+
+    fn offer(&self, record: &FlowRecord) {
         let record = Arc::new(record.clone());
         for (lane, _) in &self.lanes {
             lane.offer(&record, self.pace);

@@ -596,12 +596,11 @@ impl Identifier {
         if !key.has_ports() {
             return None;
         }
-        let ends: [crate::Endpoint; 2] = key.ends().into();
-        let initiator = entry.initiator();
+        let [source, destination] = key.ends_from(entry.initiator());
         // Where the SYN was not seen, who is the server is a guess as well.
-        [ends[1 - initiator].port, ends[initiator].port]
+        [destination, source]
             .into_iter()
-            .find_map(|port| ports::place(key.protocol(), port))
+            .find_map(|end| ports::place(key.protocol(), end.port))
             .and_then(|place| self.guesses.get(place))
             .map(Arc::clone)
     }

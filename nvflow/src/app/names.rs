@@ -197,6 +197,9 @@ impl Learner {
     pub(super) fn label(&self, record: &mut FlowRecord) {
         if self.domains.count > 0 {
             self.domains.label(record);
+        } else {
+            record.labels.source_domain = None;
+            record.labels.destination_domain = None;
         }
     }
 
