@@ -176,8 +176,7 @@ pub(crate) fn run() -> Result<()> {
             grouped(sent.http.values().flatten().sum()),
             match http
                 .iter()
-                .map(|record| sent_again(record))
-                .flatten()
+                .flat_map(|record| sent_again(record))
                 .sum::<u32>()
             {
                 0 => String::new(),
