@@ -404,8 +404,15 @@ impl FlowRecord {
     #[inline(always)]
     fn value_of(&self, field: Field) -> Option<Value<'_>> {
         let number = |number: u64| Some(Value::Unsigned(number));
-        let v4 = |address: IpAddr| address.is_ipv4().then_some(Value::Address(address));
-        let v6 = |address: IpAddr| address.is_ipv6().then_some(Value::Address(address));
+        // Not the whole, of which it is not known how much it is: that would be copied by way of memory.
+        let v4 = |address: &IpAddr| match *address {
+            IpAddr::V4(address) => Some(Value::Address(address.into())),
+            IpAddr::V6(_) => None,
+        };
+        let v6 = |address: &IpAddr| match *address {
+            IpAddr::V6(address) => Some(Value::Address(address.into())),
+            IpAddr::V4(_) => None,
+        };
         let port = |port: u16| self.has_ports.then_some(Value::Unsigned(port.into()));
         let has_payload = matches!(self.protocol_identifier, protocol::TCP | protocol::UDP);
         let payload = |octets: u64| has_payload.then_some(Value::Unsigned(octets));
@@ -433,10 +440,10 @@ impl FlowRecord {
         match field {
             Field::FlowStart => number(self.flow_start.as_micros()),
             Field::FlowEnd => number(self.flow_end.as_micros()),
-            Field::SourceIpv4 => v4(self.source.address),
-            Field::SourceIpv6 => v6(self.source.address),
-            Field::DestinationIpv4 => v4(self.destination.address),
-            Field::DestinationIpv6 => v6(self.destination.address),
+            Field::SourceIpv4 => v4(&self.source.address),
+            Field::SourceIpv6 => v6(&self.source.address),
+            Field::DestinationIpv4 => v4(&self.destination.address),
+            Field::DestinationIpv6 => v6(&self.destination.address),
             Field::SourcePort => port(self.source.port),
             Field::DestinationPort => port(self.destination.port),
             Field::Protocol => number(self.protocol_identifier.into()),
@@ -490,10 +497,10 @@ impl FlowRecord {
                 .tunnel
                 .and_then(|tunnel| tunnel.id)
                 .map(|id| Value::Unsigned(id.into())),
-            Field::TunnelSourceIpv4 => self.tunnel.and_then(|tunnel| v4(tunnel.source)),
-            Field::TunnelSourceIpv6 => self.tunnel.and_then(|tunnel| v6(tunnel.source)),
-            Field::TunnelDestinationIpv4 => self.tunnel.and_then(|tunnel| v4(tunnel.destination)),
-            Field::TunnelDestinationIpv6 => self.tunnel.and_then(|tunnel| v6(tunnel.destination)),
+            Field::TunnelSourceIpv4 => self.tunnel.and_then(|tunnel| v4(&tunnel.source)),
+            Field::TunnelSourceIpv6 => self.tunnel.and_then(|tunnel| v6(&tunnel.source)),
+            Field::TunnelDestinationIpv4 => self.tunnel.and_then(|tunnel| v4(&tunnel.destination)),
+            Field::TunnelDestinationIpv6 => self.tunnel.and_then(|tunnel| v6(&tunnel.destination)),
             Field::Workload => label(&self.labels.workload),
             Field::PeerWorkload => label(&self.labels.peer_workload),
             Field::Interface => label(&self.labels.interface),
