@@ -181,6 +181,10 @@ struct Output<'a> {
     /// With --watch: connections are told of while they are open, too.
     changes: Option<Changes>,
     shown: u64,
+    /// How many may be shown as they come.
+    most: u64,
+    /// By what records are held back, if they are.
+    sort: Option<SortKey>,
     /// Records held back for sorting, best first, and how many fell out of bounds.
     held: BTreeMap<(std::cmp::Reverse<u64>, u64), FlowRecord>,
     seen: u64,
@@ -220,14 +224,24 @@ impl<'a> Output<'a> {
             to.tell(Event::Open);
             Changes::every(args.interval.unwrap_or(watch::REFRESH))
         });
+        let sort = args
+            .sort
+            .filter(|_| changes.is_none() && args.output != RecordOutput::None);
+        let groups = Groups::new(&args.grouping);
+        let most = args
+            .count
+            .filter(|_| groups.is_none() && sort.is_none())
+            .unwrap_or(u64::MAX);
         Self {
             args,
             names,
             to,
             stage,
-            groups: Groups::new(&args.grouping),
+            groups,
             changes,
             shown: 0,
+            most,
+            sort,
             held: BTreeMap::new(),
             seen: 0,
             beyond: 0,
@@ -237,16 +251,7 @@ impl<'a> Output<'a> {
     }
 
     fn is_full(&self) -> bool {
-        self.groups.is_none()
-            && self.holds().is_none()
-            && self.args.count.is_some_and(|count| self.shown >= count)
-    }
-
-    /// By what records are held back, if they are.
-    fn holds(&self) -> Option<SortKey> {
-        self.args
-            .sort
-            .filter(|_| self.changes.is_none() && self.args.output != RecordOutput::None)
+        self.shown >= self.most
     }
 
     fn hold(&mut self, record: FlowRecord, key: SortKey) {
@@ -340,11 +345,10 @@ impl Sink for Output<'_> {
             groups.add(record);
             return Ok(ControlFlow::Continue(()));
         }
-        let holds = self.holds();
-        if holds.is_none() && !self.beside_progress {
+        if self.sort.is_none() && !self.beside_progress {
             self.progress = None;
         }
-        if let Some(key) = holds {
+        if let Some(key) = self.sort {
             self.hold(record.clone(), key);
         } else {
             let mut is_last = true;

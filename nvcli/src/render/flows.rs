@@ -134,7 +134,7 @@ impl<W: Write> Lines for Json<W> {
             line,
             goes_on: self.event.is_some(),
             is_unanswered: record.reverse == Side::default(),
-            tcp: record.tcp.as_ref(),
+            record,
             has_events: record.tcp.as_ref().is_some_and(has_events),
             seconds: &mut self.seconds,
         };
@@ -173,7 +173,7 @@ struct Object<'a> {
     goes_on: bool,
     /// Whether all that is counted of the responder is nothing.
     is_unanswered: bool,
-    tcp: Option<&'a TcpRecord>,
+    record: &'a FlowRecord,
     has_events: bool,
     seconds: &'a mut [Second; 2],
 }
@@ -182,8 +182,25 @@ impl Object<'_> {
     /// Puts down what can be put down with its key at once; whether `field` was one of that.
     #[inline(always)]
     fn at_once(&mut self, field: Field) -> bool {
-        let Some(tcp) = self.tcp else { return false };
         let place = field as usize;
+        // Not by way of its value: of one that may be of IPv6 too only memory is large enough, and what comes from there is waited for.
+        let end = match field {
+            Field::SourceIpv4 => Some(&self.record.source),
+            Field::DestinationIpv4 => Some(&self.record.destination),
+            _ => None,
+        };
+        if let Some(end) = end {
+            if let (IpAddr::V4(address), Some(key)) = (&end.address, KEYS.get(place)) {
+                self.line.short(key);
+                self.line.octet(b'"');
+                self.line.address(IpAddr::V4(*address));
+                self.line.octet(b'"');
+            }
+            return true;
+        }
+        let Some(tcp) = &self.record.tcp else {
+            return false;
+        };
         if place == Field::State as usize {
             if let Some(state) = STATES.get(tcp.state as usize) {
                 self.line.short(state);
