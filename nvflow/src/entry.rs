@@ -481,11 +481,6 @@ impl Entry {
         self.counters.packets(direction)
     }
 
-    /// When its first frame was seen.
-    pub(crate) const fn started(&self) -> Timestamp {
-        Timestamp::from_nanos(self.start.saturating_mul(1_000))
-    }
-
     /// Microseconds from the first frame to `micros`.
     #[inline]
     pub(crate) const fn since_start(&self, micros: u64) -> u64 {
@@ -657,8 +652,8 @@ impl Entry {
         }
     }
 
-    /// Writes what is to be said of it over what `record` said, but for its application and labels; `reason` is why, and gives way to the
-    /// end of the connection if that was seen.
+    /// Writes what is to be said of it over what `record` said, but for its tunnel, application and labels; `reason` is why, and gives way to
+    /// the end of the connection if that was seen.
     ///
     /// Field by field: a record that is returned is made on the stack first, piece by piece, and read back in other pieces, which stalls.
     #[inline(always)]
@@ -669,17 +664,37 @@ impl Entry {
         events: &TcpEvents,
         reason: Option<FlowEndReason>,
     ) {
+        // All of them named, so that none is forgotten.
+        let FlowRecord {
+            flow_start,
+            flow_end,
+            source,
+            destination,
+            protocol_identifier,
+            has_ports,
+            icmp_type_code,
+            vlan_id,
+            observation_point,
+            vantage,
+            forward,
+            reverse,
+            flow_end_reason,
+            tcp,
+            tunnel: _,
+            application: _,
+            labels: _,
+        } = record;
         let (initiator, responder) = (self.initiator(), 1 - self.initiator());
         let end = self.start.saturating_add(self.duration());
-        record.flow_start = self.started();
-        record.flow_end = Timestamp::from_nanos(end.saturating_mul(1_000));
-        [record.source, record.destination] = key.ends_from(initiator);
-        record.protocol_identifier = key.protocol();
-        record.has_ports = key.has_ports();
-        record.icmp_type_code = key.icmp_type_code();
-        record.vlan_id = key.vlan_id();
-        record.observation_point = key.observation_point();
-        record.vantage = match self.marks & (mark::INSIDE_LOW | mark::INSIDE_HIGH) {
+        *flow_start = Timestamp::from_nanos(self.start.saturating_mul(1_000));
+        *flow_end = Timestamp::from_nanos(end.saturating_mul(1_000));
+        [*source, *destination] = key.ends_from(initiator);
+        *protocol_identifier = key.protocol();
+        *has_ports = key.has_ports();
+        *icmp_type_code = key.icmp_type_code();
+        *vlan_id = key.vlan_id();
+        *observation_point = key.observation_point();
+        *vantage = match self.marks & (mark::INSIDE_LOW | mark::INSIDE_HIGH) {
             mark::INSIDE_LOW => Some(0),
             mark::INSIDE_HIGH => Some(1),
             _ => None,
@@ -691,9 +706,9 @@ impl Entry {
                 Vantage::Ingress
             }
         });
-        record.forward = self.side(initiator);
-        record.reverse = self.side(responder);
-        record.flow_end_reason = match reason {
+        *forward = self.side(initiator);
+        *reverse = self.side(responder);
+        *flow_end_reason = match reason {
             None if self.has_ended() => Some(FlowEndReason::EndOfFlowDetected),
             Some(FlowEndReason::ActiveTimeout) | None => reason,
             Some(_) if self.has_ended() || self.both_said_fin() => {
@@ -701,7 +716,7 @@ impl Entry {
             }
             other => other,
         };
-        record.tcp = if self.is_tcp() {
+        *tcp = if self.is_tcp() {
             let (forward, reverse) = if self.is_followed() {
                 let events = self.block.events(events);
                 let of = |side| self.block.side(&events, side);

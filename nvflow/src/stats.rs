@@ -31,7 +31,7 @@ pub struct MeterStats {
     pub opened: u64,
     /// Connections in the table now.
     pub connections: u64,
-    /// The most connections there ever were at the same time.
+    /// The most connections there ever were at the same time; of several meters together the sum of each one's own.
     pub high_water: u64,
     /// Connections given up for new ones: those that had ended already.
     pub evicted_ended: u64,

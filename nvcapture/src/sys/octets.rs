@@ -4,9 +4,10 @@
 #[inline(always)]
 pub fn places_of(octet: u8, words: [u64; 2]) -> u16 {
     #[cfg(target_arch = "x86_64")]
+    use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set_epi64x, _mm_set1_epi8};
+    #[cfg(target_arch = "x86_64")]
     // SAFETY: values in, values out; SSE2 is part of x86-64.
     unsafe {
-        use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set_epi64x, _mm_set1_epi8};
         let octets = _mm_set_epi64x(words[1].cast_signed(), words[0].cast_signed());
         let equal = _mm_cmpeq_epi8(octets, _mm_set1_epi8(octet.cast_signed()));
         _mm_movemask_epi8(equal) as u16

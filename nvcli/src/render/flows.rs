@@ -173,6 +173,7 @@ struct Object<'a> {
     goes_on: bool,
     /// Whether all that is counted of the responder is nothing.
     is_unanswered: bool,
+    /// What is written: of some fields more is known than their value tells.
     record: &'a FlowRecord,
     has_events: bool,
     seconds: &'a mut [Second; 2],
@@ -192,9 +193,7 @@ impl Object<'_> {
         if let Some(end) = end {
             if let (IpAddr::V4(address), Some(key)) = (&end.address, KEYS.get(place)) {
                 self.line.short(key);
-                self.line.octet(b'"');
-                self.line.address(IpAddr::V4(*address));
-                self.line.octet(b'"');
+                quoted(&mut self.line, IpAddr::V4(*address));
             }
             return true;
         }
@@ -249,11 +248,7 @@ impl<'r> Columns<'r> for Object<'_> {
                 out.micros(end, &mut self.seconds[1]);
             }
             Value::Unsigned(number) => out.number(number),
-            Value::Address(address) => {
-                out.octet(b'"');
-                out.address(address);
-                out.octet(b'"');
-            }
+            Value::Address(address) => quoted(out, address),
             Value::Text(text) => json_text(out, text),
             Value::HandshakeRtt { client, server } => {
                 out.octet(b'{');
@@ -273,6 +268,13 @@ impl<'r> Columns<'r> for Object<'_> {
             other => json_text(out, &format!("{other:?}")),
         }
     }
+}
+
+#[inline(always)]
+fn quoted(out: &mut Line<'_>, address: IpAddr) {
+    out.octet(b'"');
+    out.address(address);
+    out.octet(b'"');
 }
 
 #[inline(always)]

@@ -192,7 +192,7 @@ impl Learner {
         self.domains.learn(told);
     }
 
-    /// Writes into a record by which names its ends were known.
+    /// Writes into a record by which names its ends were known, or that there are none: it may be the one before, written over.
     #[inline]
     pub(super) fn label(&self, record: &mut FlowRecord) {
         if self.domains.count > 0 {

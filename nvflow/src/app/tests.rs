@@ -1621,6 +1621,58 @@ fn open_connections_tell_what_is_known_so_far() {
     assert_eq!(seen[0].value(Field::HttpStatusCode), None);
 }
 
+/// Each is written over the one before: with a name, an application, TCP's metrics, or none of that.
+#[test]
+fn a_record_has_nothing_of_the_one_before() {
+    let asked = question(&[b"www", b"example"], 1);
+    let mut dns = Talk::udp(53);
+    dns.says(CLIENT, &dns_message(7, 0x0100, [1, 0, 0, 0], &[&asked]));
+    let address = of(&[0xc0, 12], 1, 60, &[10, 0, 0, 9]);
+    let response = dns_message(7, 0x8180, [1, 1, 0, 0], &[&asked, &address]);
+    dns.says(SERVER, &response);
+    let mut frames = dns.frames;
+    for port in 1..7 {
+        let is_tcp = port % 2 == 1;
+        let mut talk = if is_tcp {
+            Talk::begun(40_000 + port)
+        } else {
+            Talk::udp(40_000 + port)
+        };
+        talk.micros += 1_000_000;
+        if port % 3 != 0 {
+            talk.addresses[SERVER] = Ipv4Addr::new(10, 0, 0, 9);
+        }
+        if is_tcp {
+            talk.segment(CLIENT, SYN, 1, &[]);
+            talk.segment(SERVER, SYN | ACK, 1, &[]);
+        }
+        if port < 4 {
+            talk.says(CLIENT, b"GET / HTTP/1.1\r\nHost: e\r\n\r\n");
+        }
+        talk.says(SERVER, &[0xee; 9]);
+        frames.extend(talk.frames);
+    }
+    let mut meter = Meter::new(config()).unwrap();
+    let mut records: Vec<FlowRecord> = Vec::new();
+    let Ok(_) = meter.observe(frames.iter().map(lent), &mut records);
+    assert!(records.is_empty());
+    let mut fresh = Vec::new();
+    let _ = meter.open(|record| {
+        fresh.push(record.clone());
+        std::ops::ControlFlow::Continue(())
+    });
+    let Ok(_) = meter.finish(&mut records);
+    for record in &mut records {
+        record.flow_end_reason = None;
+    }
+    assert_eq!(records, fresh);
+    // One of them by the server, which was seen first.
+    let named = fresh.iter().filter(|record| {
+        record.labels.source_domain.is_some() || record.labels.destination_domain.is_some()
+    });
+    assert_eq!((fresh.len(), named.count()), (7, 4));
+}
+
 /// What tells nothing is looked at 8 times where the beginning was not seen, else once.
 #[test]
 fn a_side_is_given_up_after_so_much_that_tells_nothing() {
