@@ -220,31 +220,9 @@ mod tests {
     use super::*;
 
     fn record(number: u16) -> FlowRecord {
-        use nvcapture::Timestamp;
-        use nvflow::{Endpoint, Labels, Side};
-        let end = |port| Endpoint {
-            address: std::net::Ipv4Addr::LOCALHOST.into(),
-            port,
-        };
-        FlowRecord {
-            flow_start: Timestamp::from_nanos(0),
-            flow_end: Timestamp::from_nanos(0),
-            source: end(number),
-            destination: end(53),
-            protocol_identifier: 17,
-            has_ports: true,
-            icmp_type_code: None,
-            vlan_id: None,
-            observation_point: None,
-            vantage: None,
-            forward: Side::default(),
-            reverse: Side::default(),
-            flow_end_reason: None,
-            tcp: None,
-            tunnel: None,
-            application: None,
-            labels: Labels::default(),
-        }
+        let mut record = FlowRecord::EMPTY;
+        record.source.port = number;
+        record
     }
 
     fn ports(records: &VecDeque<FlowRecord>) -> Vec<u16> {

@@ -203,8 +203,8 @@ pub struct FlowRecord {
 }
 
 impl FlowRecord {
-    /// Of no connection yet.
-    pub(crate) const EMPTY: Self = Self {
+    /// Of no connection, with nothing in it: to be filled in by who makes a record of what somebody else has told.
+    pub const EMPTY: Self = Self {
         flow_start: Timestamp::ZERO,
         flow_end: Timestamp::ZERO,
         source: Endpoint::UNSPECIFIED,

@@ -8,8 +8,8 @@ use std::sync::{Arc, LazyLock};
 use nvcapture::Timestamp;
 use nvcapture::wire::{Tunnel, TunnelKind};
 use nvflow::{
-    Application, Endpoint, Field, FlowEndReason, FlowRecord, Labels, Protocol, Side, TcpRecord,
-    TcpSide, TcpState, Vantage, WorkloadDetails,
+    Application, Field, FlowEndReason, FlowRecord, Protocol, TcpRecord, TcpSide, TcpState, Vantage,
+    WorkloadDetails,
 };
 use serde_json::{Map, Value};
 
@@ -33,11 +33,6 @@ const STATES: [TcpState; 10] = [
     TcpState::TimeWait,
     TcpState::Closed,
 ];
-
-const NOWHERE: Endpoint = Endpoint {
-    address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-    port: 0,
-};
 
 /// What a line of an answer tells.
 #[derive(Clone, Debug)]
@@ -65,25 +60,7 @@ pub(super) fn line(text: &[u8]) -> Option<Line> {
 
 /// The record that an object is. Keys that are not known may have come to the API since; values that cannot be are refused.
 fn record(object: &Map<String, Value>) -> Option<FlowRecord> {
-    let mut record = FlowRecord {
-        flow_start: Timestamp::ZERO,
-        flow_end: Timestamp::ZERO,
-        source: NOWHERE,
-        destination: NOWHERE,
-        protocol_identifier: 0,
-        has_ports: false,
-        icmp_type_code: None,
-        vlan_id: None,
-        observation_point: None,
-        vantage: None,
-        forward: Side::default(),
-        reverse: Side::default(),
-        flow_end_reason: None,
-        tcp: None,
-        tunnel: None,
-        application: None,
-        labels: Labels::default(),
-    };
+    let mut record = FlowRecord::EMPTY;
     let mut more = More::default();
     for (key, value) in object {
         if let Some(field) = FIELDS.get(key.as_str()) {
@@ -175,8 +152,8 @@ fn tunnel(record: &mut FlowRecord) -> &mut Tunnel {
     record.tunnel.get_or_insert(Tunnel {
         kind: TunnelKind::IpInIp,
         id: None,
-        source: NOWHERE.address,
-        destination: NOWHERE.address,
+        source: Ipv4Addr::UNSPECIFIED.into(),
+        destination: Ipv4Addr::UNSPECIFIED.into(),
     })
 }
 
