@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     fn record(number: u16) -> FlowRecord {
-        let mut record = FlowRecord::EMPTY;
+        let mut record = FlowRecord::default();
         record.source.port = number;
         record
     }

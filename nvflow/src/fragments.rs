@@ -105,28 +105,17 @@ mod tests {
 
     #[test]
     fn a_full_set_forgets_the_packet_that_is_longest_ago() {
-        // One set more than full: a packet that takes another one's place is forgotten by then.
-        let mut same = vec![0];
-        for id in 1.. {
+        let set_of = |id| {
             let mut fragments = Fragments::new();
-            let place = |fragments: &Fragments| {
-                fragments
-                    .sets
-                    .iter()
-                    .position(|set| set[0].is_some())
-                    .expect("one")
-            };
-            port(&mut fragments, 0, Some(1), 0);
-            let first = place(&fragments);
-            fragments = Fragments::new();
             port(&mut fragments, id, Some(1), 0);
-            if place(&fragments) == first {
-                same.push(id);
-            }
-            if same.len() > WAYS {
-                break;
-            }
-        }
+            fragments.sets.iter().position(|set| set[0].is_some())
+        };
+        let set = set_of(0);
+        // One more than have a place.
+        let same: Vec<u16> = (0..=u16::MAX)
+            .filter(|&id| set_of(id) == set)
+            .take(WAYS + 1)
+            .collect();
         let mut fragments = Fragments::new();
         // All at one tick: it is the order that tells which is longest ago. A later fragment makes the first packet the last one used.
         for (number, &id) in same[..WAYS].iter().enumerate() {

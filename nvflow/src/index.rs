@@ -156,13 +156,6 @@ impl BucketIndex {
         self.find(hash, |_| true)
     }
 
-    /// Whether there is none of `hash` for sure, by a look at one bucket.
-    #[inline(always)]
-    pub fn has_none(&self, hash: u64) -> bool {
-        let bucket = &self.buckets[self.home(hash)];
-        bucket.matching(Self::tag(hash)) == 0 && bucket.passed() == 0
-    }
-
     /// The slot of `hash` for which `is_it` holds.
     #[inline]
     pub fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {

@@ -105,7 +105,7 @@ impl Meter {
             beyond_frames: 0,
             longest: longest(config.mtu),
             tunnels: vec![None; tunnels].into_boxed_slice(),
-            record: FlowRecord::EMPTY,
+            record: FlowRecord::default(),
             config,
         };
         Ok(Self {

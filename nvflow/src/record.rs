@@ -34,13 +34,6 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-impl Endpoint {
-    const UNSPECIFIED: Self = Self {
-        address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        port: 0,
-    };
-}
-
 /// On which side of a container's interface the initiator of a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Vantage {
@@ -79,19 +72,6 @@ pub struct Side {
     pub maximum_ttl: u8,
     /// Differentiated services code point of the last packet.
     pub dscp: u8,
-}
-
-impl Side {
-    const NONE: Self = Self {
-        packets: 0,
-        octets: 0,
-        layer2_octets: 0,
-        payload_octets: 0,
-        tcp_control_bits: 0,
-        minimum_ttl: 0,
-        maximum_ttl: 0,
-        dscp: 0,
-    };
 }
 
 /// What TCP alone tells of one side.
@@ -202,36 +182,33 @@ pub struct FlowRecord {
     pub labels: Labels,
 }
 
-impl FlowRecord {
-    /// Of no connection, with nothing in it: to be filled in by who makes a record of what somebody else has told.
-    pub const EMPTY: Self = Self {
-        flow_start: Timestamp::ZERO,
-        flow_end: Timestamp::ZERO,
-        source: Endpoint::UNSPECIFIED,
-        destination: Endpoint::UNSPECIFIED,
-        protocol_identifier: 0,
-        has_ports: false,
-        icmp_type_code: None,
-        vlan_id: None,
-        observation_point: None,
-        vantage: None,
-        forward: Side::NONE,
-        reverse: Side::NONE,
-        flow_end_reason: None,
-        tcp: None,
-        tunnel: None,
-        application: None,
-        labels: Labels {
-            workload: None,
-            peer_workload: None,
-            interface: None,
-            network: None,
-            details: None,
-            peer_details: None,
-            source_domain: None,
-            destination_domain: None,
-        },
-    };
+/// Of no connection, with nothing in it: to be filled in by who makes a record of what somebody else has told.
+impl Default for FlowRecord {
+    fn default() -> Self {
+        let nowhere = Endpoint {
+            address: Ipv4Addr::UNSPECIFIED.into(),
+            port: 0,
+        };
+        Self {
+            flow_start: Timestamp::ZERO,
+            flow_end: Timestamp::ZERO,
+            source: nowhere,
+            destination: nowhere,
+            protocol_identifier: 0,
+            has_ports: false,
+            icmp_type_code: None,
+            vlan_id: None,
+            observation_point: None,
+            vantage: None,
+            forward: Side::default(),
+            reverse: Side::default(),
+            flow_end_reason: None,
+            tcp: None,
+            tunnel: None,
+            application: None,
+            labels: Labels::default(),
+        }
+    }
 }
 
 /// A value of a [`Field`].
@@ -404,15 +381,8 @@ impl FlowRecord {
     #[inline(always)]
     fn value_of(&self, field: Field) -> Option<Value<'_>> {
         let number = |number: u64| Some(Value::Unsigned(number));
-        // Not the whole, of which it is not known how much it is: that would be copied by way of memory.
-        let v4 = |address: &IpAddr| match *address {
-            IpAddr::V4(address) => Some(Value::Address(address.into())),
-            IpAddr::V6(_) => None,
-        };
-        let v6 = |address: &IpAddr| match *address {
-            IpAddr::V6(address) => Some(Value::Address(address.into())),
-            IpAddr::V4(_) => None,
-        };
+        let v4 = |address: IpAddr| address.is_ipv4().then_some(Value::Address(address));
+        let v6 = |address: IpAddr| address.is_ipv6().then_some(Value::Address(address));
         let port = |port: u16| self.has_ports.then_some(Value::Unsigned(port.into()));
         let has_payload = matches!(self.protocol_identifier, protocol::TCP | protocol::UDP);
         let payload = |octets: u64| has_payload.then_some(Value::Unsigned(octets));
@@ -440,10 +410,10 @@ impl FlowRecord {
         match field {
             Field::FlowStart => number(self.flow_start.as_micros()),
             Field::FlowEnd => number(self.flow_end.as_micros()),
-            Field::SourceIpv4 => v4(&self.source.address),
-            Field::SourceIpv6 => v6(&self.source.address),
-            Field::DestinationIpv4 => v4(&self.destination.address),
-            Field::DestinationIpv6 => v6(&self.destination.address),
+            Field::SourceIpv4 => v4(self.source.address),
+            Field::SourceIpv6 => v6(self.source.address),
+            Field::DestinationIpv4 => v4(self.destination.address),
+            Field::DestinationIpv6 => v6(self.destination.address),
             Field::SourcePort => port(self.source.port),
             Field::DestinationPort => port(self.destination.port),
             Field::Protocol => number(self.protocol_identifier.into()),
@@ -497,10 +467,10 @@ impl FlowRecord {
                 .tunnel
                 .and_then(|tunnel| tunnel.id)
                 .map(|id| Value::Unsigned(id.into())),
-            Field::TunnelSourceIpv4 => self.tunnel.and_then(|tunnel| v4(&tunnel.source)),
-            Field::TunnelSourceIpv6 => self.tunnel.and_then(|tunnel| v6(&tunnel.source)),
-            Field::TunnelDestinationIpv4 => self.tunnel.and_then(|tunnel| v4(&tunnel.destination)),
-            Field::TunnelDestinationIpv6 => self.tunnel.and_then(|tunnel| v6(&tunnel.destination)),
+            Field::TunnelSourceIpv4 => self.tunnel.and_then(|tunnel| v4(tunnel.source)),
+            Field::TunnelSourceIpv6 => self.tunnel.and_then(|tunnel| v6(tunnel.source)),
+            Field::TunnelDestinationIpv4 => self.tunnel.and_then(|tunnel| v4(tunnel.destination)),
+            Field::TunnelDestinationIpv6 => self.tunnel.and_then(|tunnel| v6(tunnel.destination)),
             Field::Workload => label(&self.labels.workload),
             Field::PeerWorkload => label(&self.labels.peer_workload),
             Field::Interface => label(&self.labels.interface),

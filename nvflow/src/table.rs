@@ -241,15 +241,6 @@ impl Table {
         if self.is_at(step.candidate, &step.key) {
             return Some(step.candidate);
         }
-        // It may have been opened since the candidate was looked for.
-        if self.index.has_none(step.hash) {
-            return None;
-        }
-        self.search(step)
-    }
-
-    #[inline(never)]
-    fn search(&self, step: &Step) -> Option<u32> {
         self.index
             .find(step.hash, |slot| self.is_at(slot, &step.key))
     }
@@ -384,7 +375,7 @@ impl Table {
 
     /// What is to be said of the connection in `slot`.
     pub(crate) fn record(&self, slot: u32, reason: Option<FlowEndReason>) -> FlowRecord {
-        let mut record = FlowRecord::EMPTY;
+        let mut record = FlowRecord::default();
         self.write(&mut record, slot, reason);
         record
     }

@@ -60,7 +60,7 @@ pub(super) fn line(text: &[u8]) -> Option<Line> {
 
 /// The record that an object is. Keys that are not known may have come to the API since; values that cannot be are refused.
 fn record(object: &Map<String, Value>) -> Option<FlowRecord> {
-    let mut record = FlowRecord::EMPTY;
+    let mut record = FlowRecord::default();
     let mut more = More::default();
     for (key, value) in object {
         if let Some(field) = FIELDS.get(key.as_str()) {

@@ -579,7 +579,7 @@ fn dns_answer(query: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use nvflow::{Meter, MeterConfig};
+    use nvflow::{Endpoint, TcpRecord, TcpSide, TcpState};
 
     use super::*;
 
@@ -591,48 +591,40 @@ mod tests {
             let end = SocketAddr::new(client.ip(), client.port() + number);
             sent.http.insert(end, [0, 0]);
         }
-        // Who sent what is all that counts, so each connection is a SYN and its answer's RST.
-        let records = |again: bool| {
-            let mut records: Vec<FlowRecord> = Vec::new();
-            let mut meter = Meter::new(MeterConfig::default()).unwrap();
-            for end in sent.http.keys() {
-                let mut frame = |source: u16, destination: u16, control: u8| {
-                    let mut octets = [0_u8; 54];
-                    octets[12..15].copy_from_slice(&[8, 0, 0x45]);
-                    octets[17] = 40;
-                    octets[23] = 6;
-                    octets[26..30].copy_from_slice(&[10, 0, 0, 1]);
-                    octets[30..34].copy_from_slice(&[10, 0, 0, 2]);
-                    if source == HTTP {
-                        octets[26..34].rotate_left(4);
-                    }
-                    octets[34..36].copy_from_slice(&source.to_be_bytes());
-                    octets[36..38].copy_from_slice(&destination.to_be_bytes());
-                    octets[46..48].copy_from_slice(&[0x50, control]);
-                    let meta = nvcapture::FrameMeta::ethernet(nvcapture::Timestamp::ZERO, 54);
-                    let frame = nvcapture::Frame::new(&octets, meta);
-                    let Ok(_) = meter.observe([frame], &mut records);
-                };
-                for _ in 0..=u8::from(again) {
-                    frame(end.port(), HTTP, 2);
-                }
-                frame(HTTP, end.port(), 0x14);
-            }
-            let Ok(_) = meter.finish(&mut records);
-            records
+        let records = |again: u32| -> Vec<FlowRecord> {
+            let of_client = TcpSide {
+                retransmitted_segments: again,
+                ..TcpSide::default()
+            };
+            let record = |end: &SocketAddr| FlowRecord {
+                source: Endpoint {
+                    address: end.ip(),
+                    port: end.port(),
+                },
+                flow_end_reason: Some(FlowEndReason::EndOfFlowDetected),
+                tcp: Some(TcpRecord {
+                    state: TcpState::Closed,
+                    server_handshake_rtt_micros: None,
+                    client_handshake_rtt_micros: None,
+                    forward: of_client,
+                    reverse: TcpSide::default(),
+                }),
+                ..FlowRecord::default()
+            };
+            sent.http.keys().map(record).collect()
         };
         let is_right = |records: &[FlowRecord]| {
             let records: Vec<&FlowRecord> = records.iter().collect();
             is_http_right(&records, &sent)
         };
-        let mut once = records(false);
+        let mut once = records(0);
         assert!(is_right(&once));
         once[0].reverse.payload_octets += 1;
         assert!(!is_right(&once), "more than was sent");
         once[0].reverse.payload_octets -= 1;
         once.pop();
         assert!(!is_right(&once), "one is missing");
-        let mut again = records(true);
+        let mut again = records(1);
         assert_eq!(sent_again(&again[0]), [1, 0]);
         again[0].forward.payload_octets += 1;
         assert!(is_right(&again));

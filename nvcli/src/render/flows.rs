@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use nvflow::{
-    Columns, Endpoint, Field, FlowEndReason, FlowRecord, Side, TcpRecord, TcpSide, TcpState, Value,
+    Columns, Endpoint, Field, FlowEndReason, FlowRecord, TcpRecord, TcpSide, TcpState, Value,
     Vantage,
 };
 
@@ -43,31 +43,6 @@ static KEYS: [Short; Field::ALL.len()] = {
 };
 /// No value that is not a text is longer, be it an address of IPv6 in quotes or two times.
 const LONGEST_VALUE: usize = 48;
-
-/// What a responder sent that has sent nothing, as so often in a scan or a flood: each with its key.
-static NOTHING: [Short; Field::ALL.len()] = {
-    let mut keys = KEYS;
-    let mut place = 0;
-    while place < keys.len() {
-        if is_of_responder(Field::ALL[place]) {
-            keys[place] = keys[place].and(b"0");
-        }
-        place += 1;
-    }
-    keys
-};
-
-/// Whether `field` counts what a responder sent.
-const fn is_of_responder(field: Field) -> bool {
-    matches!(
-        field,
-        Field::ReversePackets
-            | Field::ReverseOctets
-            | Field::ReverseLayer2Octets
-            | Field::ResponderOctets
-            | Field::ReverseControlBits
-    )
-}
 
 /// The states of TCP with their key.
 static STATES: [Short; TcpState::ALL.len()] = {
@@ -133,7 +108,6 @@ impl<W: Write> Lines for Json<W> {
         let mut object = Object {
             line,
             goes_on: self.event.is_some(),
-            is_unanswered: record.reverse == Side::default(),
             record,
             has_events: record.tcp.as_ref().is_some_and(has_events),
             seconds: &mut self.seconds,
@@ -171,8 +145,6 @@ struct Object<'a> {
     line: Line<'a>,
     /// Whether a key stands before the record's first.
     goes_on: bool,
-    /// Whether all that is counted of the responder is nothing.
-    is_unanswered: bool,
     /// What is written: of some fields more is known than their value tells.
     record: &'a FlowRecord,
     has_events: bool,
@@ -229,12 +201,6 @@ impl<'r> Columns<'r> for Object<'_> {
         const FIRST: Short = Short::new(&[",\"", Field::ALL[0].name(), "\":"]);
         let out = &mut self.line;
         let Some(value) = value else { return };
-        if is_of_responder(field)
-            && self.is_unanswered
-            && let Some(nothing) = NOTHING.get(field as usize)
-        {
-            return out.short(nothing);
-        }
         if field as usize == 0 && self.goes_on {
             out.short(&FIRST);
         } else if let Some(key) = KEYS.get(field as usize) {

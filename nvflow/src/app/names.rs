@@ -195,12 +195,7 @@ impl Learner {
     /// Writes into a record by which names its ends were known, or that there are none: it may be the one before, written over.
     #[inline]
     pub(super) fn label(&self, record: &mut FlowRecord) {
-        if self.domains.count > 0 {
-            self.domains.label(record);
-        } else {
-            record.labels.source_domain = None;
-            record.labels.destination_domain = None;
-        }
+        self.domains.label(record);
     }
 
     /// Whether a connection is one of DNS of which more is to be learnt.

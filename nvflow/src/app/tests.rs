@@ -787,8 +787,8 @@ fn names_are_learnt_from_responses_to_what_was_asked() {
     assert_eq!(meter.resolved_names().count(), 0);
 }
 
-#[test]
-fn connections_are_called_by_the_names_that_were_asked_for() {
+/// A query for www.example, and the response: 10.0.0.9, for 60 s.
+fn asked_for_www_example() -> Talk {
     let asked = question(&[b"www", b"example"], 1);
     let mut dns = Talk::udp(53);
     dns.says(CLIENT, &dns_message(7, 0x0100, [1, 0, 0, 0], &[&asked]));
@@ -797,6 +797,12 @@ fn connections_are_called_by_the_names_that_were_asked_for() {
         SERVER,
         &dns_message(7, 0x8180, [1, 1, 0, 0], &[&asked, &address]),
     );
+    dns
+}
+
+#[test]
+fn connections_are_called_by_the_names_that_were_asked_for() {
+    let dns = asked_for_www_example();
     let web = |server: u8, seconds: u64| {
         let mut talk = Talk::begun(80);
         talk.addresses[SERVER] = Ipv4Addr::new(10, 0, 0, server);
@@ -1624,13 +1630,7 @@ fn open_connections_tell_what_is_known_so_far() {
 /// Each is written over the one before: with a name, an application, TCP's metrics, or none of that.
 #[test]
 fn a_record_has_nothing_of_the_one_before() {
-    let asked = question(&[b"www", b"example"], 1);
-    let mut dns = Talk::udp(53);
-    dns.says(CLIENT, &dns_message(7, 0x0100, [1, 0, 0, 0], &[&asked]));
-    let address = of(&[0xc0, 12], 1, 60, &[10, 0, 0, 9]);
-    let response = dns_message(7, 0x8180, [1, 1, 0, 0], &[&asked, &address]);
-    dns.says(SERVER, &response);
-    let mut frames = dns.frames;
+    let mut frames = asked_for_www_example().frames;
     for port in 1..7 {
         let is_tcp = port % 2 == 1;
         let mut talk = if is_tcp {
