@@ -124,7 +124,7 @@ pub(crate) mod state {
     #[inline]
     pub(super) const fn is_ended(state: u8) -> bool {
         const ALL: u8 = (FIN * 3) | (FIN_ACKED * 3);
-        state & RESET != 0 || state & ALL == ALL
+        (state & RESET != 0) | (state & ALL == ALL)
     }
 }
 
@@ -205,6 +205,26 @@ pub(crate) enum Class {
 impl Class {
     pub(crate) const COUNT: usize = 7;
 }
+
+/// The class of each [`state`]: looked up, since what state a connection is in when it changes is as good as random.
+static TCP_CLASSES: [Class; 256] = {
+    let mut classes = [Class::TcpClosing; 256];
+    let mut state = 0;
+    while state < classes.len() {
+        let it = state as u8;
+        if it & !(state::ESTABLISHED | state::BOTH_ACKNOWLEDGED) == 0 {
+            classes[state] = if it & state::ESTABLISHED != 0 {
+                Class::TcpEstablished
+            } else {
+                Class::TcpHalfOpen
+            };
+        } else if state::is_ended(it) {
+            classes[state] = Class::TcpEnded;
+        }
+        state += 1;
+    }
+    classes
+};
 
 /// What a frame tells of its connection.
 #[derive(Clone, Copy, Debug)]
@@ -489,7 +509,7 @@ impl Entry {
 
     /// Whether it is given up before others when the table is full: it has ended, is half-open, or of one packet.
     pub(crate) fn is_expendable(&self) -> bool {
-        self.has_ended() || self.packets() <= 1 || (self.is_tcp() && !self.has(state::ESTABLISHED))
+        self.has_ended() | (self.packets() <= 1) | (self.is_tcp() & !self.has(state::ESTABLISHED))
     }
 
     #[inline]
@@ -498,18 +518,10 @@ impl Entry {
     }
 
     /// The class it has, or had, in that TCP state.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn class_in(&self, state: u8) -> Class {
         match self.protocol() {
-            protocol::TCP if state & !(state::ESTABLISHED | state::BOTH_ACKNOWLEDGED) == 0 => {
-                if state & state::ESTABLISHED != 0 {
-                    Class::TcpEstablished
-                } else {
-                    Class::TcpHalfOpen
-                }
-            }
-            protocol::TCP if state::is_ended(state) => Class::TcpEnded,
-            protocol::TCP => Class::TcpClosing,
+            protocol::TCP => TCP_CLASSES[usize::from(state)],
             protocol::UDP => Class::Udp,
             protocol::ICMP | protocol::ICMPV6 => Class::Icmp,
             _ => Class::Other,

@@ -6,13 +6,15 @@ use crate::Error;
 
 /// Slots in one bucket.
 const WIDTH: usize = 12;
+/// The most that is counted of entries that are in a bucket further on.
+const MANY: u64 = 15;
 
 /// A cache line: for each slot an octet of its hash, then the slots, each with more of its hash above it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 struct Bucket {
-    /// 12 tags from the lowest octet on, 0 where the slot is free; in the highest 32 bits, how many entries would be in this bucket or one
-    /// before it, and are in one behind.
+    /// 12 tags from the lowest octet on, 0 where the slot is free; in the highest 32 bits, for each [class](BucketIndex::class) of hashes
+    /// in 4 bits, how many entries would be in this bucket or one before it, and are in one behind. Fifteen are as good as any number.
     tags: [u64; 2],
     slots: [u32; WIDTH],
 }
@@ -44,18 +46,22 @@ impl Bucket {
         self.slots[place.min(WIDTH - 1)]
     }
 
+    /// How many entries of that class are further on.
     #[inline(always)]
-    const fn passed(&self) -> u32 {
-        (self.tags[1] >> 32) as u32
+    const fn passed(&self, class: u32) -> u64 {
+        (self.tags[1] >> (32 + 4 * class)) & MANY
     }
 
-    fn add_passed(&mut self, by: i32) {
-        let passed = self.passed().wrapping_add_signed(by);
-        self.tags[1] = (self.tags[1] & 0xffff_ffff) | (u64::from(passed) << 32);
+    /// Another one is. Of many it is not known any more how many, so they stay many.
+    fn add_passed(&mut self, class: u32) {
+        let one = u64::from(self.passed(class) < MANY);
+        self.tags[1] += one << (32 + 4 * class);
     }
 
-    fn tag(&self, place: usize) -> u8 {
-        (self.tags[place / 8] >> (place % 8 * 8)) as u8
+    /// One of them is no more.
+    fn take_passed(&mut self, class: u32) {
+        let one = u64::from(self.passed(class) < MANY);
+        self.tags[1] -= one << (32 + 4 * class);
     }
 
     fn set(&mut self, place: usize, tag: u8, word: u32) {
@@ -105,6 +111,12 @@ impl BucketIndex {
         (hash as u8).max(1)
     }
 
+    /// One of eight: who looks for what is not there need go on only if one of its class did, which is rare.
+    #[inline(always)]
+    const fn class(hash: u64) -> u32 {
+        (hash >> 8) as u32 & 7
+    }
+
     #[inline(always)]
     fn after(&self, bucket: usize) -> usize {
         if bucket + 1 == self.buckets.len() {
@@ -144,7 +156,7 @@ impl BucketIndex {
             matching &= matching - 1;
             word = bucket.word(Bucket::first(matching));
         }
-        if matching == 0 && bucket.passed() > 0 {
+        if matching == 0 && bucket.passed(Self::class(hash)) > 0 {
             return self.further_candidate(hash).unwrap_or(0);
         }
         self.slot_of(word)
@@ -173,7 +185,7 @@ impl BucketIndex {
                 }
                 matching &= matching - 1;
             }
-            if bucket.passed() == 0 {
+            if bucket.passed(Self::class(hash)) == 0 {
                 return None;
             }
             at = self.after(at);
@@ -193,7 +205,7 @@ impl BucketIndex {
                 bucket.set(free, Self::tag(hash), word);
                 return;
             }
-            bucket.add_passed(1);
+            bucket.add_passed(Self::class(hash));
             at = self.after(at);
         }
     }
@@ -205,19 +217,87 @@ impl BucketIndex {
         let mut at = home;
         for _ in 0..self.buckets.len() {
             let bucket = &mut self.buckets[at];
-            let place =
-                (0..WIDTH).find(|&place| bucket.slots[place] == word && bucket.tag(place) != 0);
-            if let Some(place) = place {
-                bucket.set(place, 0, 0);
-                let mut before = home;
-                while before != at {
-                    self.buckets[before].add_passed(-1);
-                    before = self.after(before);
+            let mut matching = bucket.matching(Self::tag(hash));
+            while matching != 0 {
+                let place = Bucket::first(matching);
+                if bucket.word(place) == word {
+                    bucket.set(place, 0, 0);
+                    let mut before = home;
+                    while before != at {
+                        self.buckets[before].take_passed(Self::class(hash));
+                        before = self.after(before);
+                    }
+                    return;
                 }
-                return;
+                matching &= matching - 1;
             }
             at = self.after(at);
         }
         debug_assert!(false, "slot {slot} is not in the index");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Slots up to 300 under hashes of few kinds, which crowd in a few buckets: far more of one class pass a bucket than are counted.
+    #[test]
+    fn what_is_crowded_is_found_all_the_same() {
+        const CAPACITY: u32 = 300;
+        let mut index = BucketIndex::new(CAPACITY as usize).expect("memory");
+        let mut here: Vec<Option<u64>> = vec![None; CAPACITY as usize];
+        let mut state = 1_u64;
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005) + 1;
+            (state >> 33) % below
+        };
+        for turn in 0..40_000_u64 {
+            // Filled up and emptied, again and again; hashes repeat.
+            let fills = turn / 2_000 % 2 == 0;
+            let slot = random(CAPACITY.into()) as u32;
+            match &mut here[slot as usize] {
+                place @ None if fills => {
+                    let hash = random(2) << 63 | random(3) << 8 | (1 + random(4));
+                    index.insert(hash, slot);
+                    *place = Some(hash);
+                }
+                place @ Some(_) if !fills => {
+                    let hash = place.take().expect("there is one");
+                    index.remove(hash, slot);
+                    assert_eq!(index.find(hash, |found| found == slot), None);
+                }
+                _ => {}
+            }
+            if turn % 500 == 0 {
+                for (slot, hash) in (0..).zip(&here) {
+                    if let Some(hash) = *hash {
+                        assert_eq!(index.find(hash, |found| found == slot), Some(slot));
+                        let candidate = index.candidate(hash);
+                        assert_eq!(here[candidate as usize], Some(hash));
+                    }
+                }
+            }
+        }
+        index.clear();
+        assert_eq!(index.find(1, |_| true), None);
+    }
+
+    #[test]
+    fn a_miss_ends_where_none_of_its_class_went_on() {
+        let mut bucket = Bucket::EMPTY;
+        for count in 1..=20 {
+            bucket.add_passed(7);
+            assert_eq!(bucket.passed(7), count.min(MANY));
+            assert_eq!(bucket.passed(6), 0);
+        }
+        bucket.take_passed(7);
+        assert_eq!(bucket.passed(7), MANY, "how many is not known any more");
+        bucket.add_passed(0);
+        bucket.set(11, 0xff, 1);
+        assert_eq!((bucket.passed(0), bucket.passed(1)), (1, 0));
+        bucket.take_passed(0);
+        assert_eq!(bucket.passed(0), 0);
+        assert_eq!(bucket.matching(0xff), 1 << 11);
     }
 }

@@ -322,6 +322,7 @@ impl Table {
     }
 
     /// Counts the frame of `step` to the connection in `slot`, whatever it is.
+    #[inline(always)]
     pub(crate) fn count(&mut self, slot: u32, step: &Step) {
         let entry = &mut self.entries.items[slot as usize];
         let before = entry.state;

@@ -384,10 +384,11 @@ pub(crate) fn replaces(entry: &Entry, step: &Step) -> bool {
 pub(crate) fn is_in_line(entry: &Entry, step: &Step) -> bool {
     const SPECIAL: u16 = control::SYN | control::FIN | control::RST | control::ACK;
     let segment = &step.segment;
-    (segment.control & SPECIAL == control::ACK)
-        & (entry.state == state::ESTABLISHED | state::BOTH_ACKNOWLEDGED)
-        & (segment.sequence == entry.sequence[step.direction as usize])
-        & (segment.window != 0)
+    // What differs, all together: a branch for each would be mispredicted more often.
+    let others = u32::from((segment.control & SPECIAL) ^ control::ACK)
+        | u32::from(entry.state ^ (state::ESTABLISHED | state::BOTH_ACKNOWLEDGED))
+        | (segment.sequence ^ entry.sequence[step.direction as usize]);
+    (others == 0) & (segment.window != 0)
 }
 
 /// Follows a connection through a segment that [is in line](is_in_line); `events` are of all connections, or there are none.
@@ -411,10 +412,9 @@ pub(crate) fn follow_in_line(entry: &mut Entry, events: &mut [TcpEvents], step: 
     let time = step.micros as u32;
     let block = &mut entry.block;
     block.sent(side, octets, end, true, false, time);
-    let is_duplicate = (progress == 0)
-        & (octets == 0)
-        & (segment.window == block.window[side])
-        & (distance(entry.sequence[other], segment.acknowledgment) > 0);
+    // All together, as one by one they are as good as random.
+    let news = progress as u32 | octets | u32::from(segment.window ^ block.window[side]);
+    let is_duplicate = (news == 0) & (distance(entry.sequence[other], segment.acknowledgment) > 0);
     block.window[side] = segment.window;
     let _ = block.acknowledged(other, segment.acknowledgment, time, true);
     if is_duplicate && let Some(events) = events.get_mut(step.candidate as usize) {
@@ -423,7 +423,7 @@ pub(crate) fn follow_in_line(entry: &mut Entry, events: &mut [TcpEvents], step: 
 }
 
 /// Follows the connection in `entry` through the segment of `step`, which is not yet counted.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
     let segment = &step.segment;
     let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
@@ -467,21 +467,24 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
     ) as i32;
 
     if entry.is_followed() {
-        // A copy, since what else is known of the connection is asked for meanwhile.
-        let block = &mut { entry.block };
         let skipped = distance(segment.sequence, expected);
-        block.sent(side, octets, end, skipped == 0, !known, time);
-        if (octets > 0) & (skipped != 0) {
-            block.sent_out_of_line(events, step, side, expected, end);
+        entry
+            .block
+            .sent(side, octets, end, skipped == 0, !known, time);
+        // In this order: whether there are octets is as good as random, that they are not the next ones is rare.
+        if skipped != 0 && octets > 0 {
+            entry
+                .block
+                .sent_out_of_line(events, step, side, expected, end);
         }
         if ack && other_known {
             let acknowledgment = segment.acknowledgment;
             if (progress == 0)
                 & (octets == 0)
-                & (segment.window == block.window[side])
+                & (segment.window == entry.block.window[side])
                 & (distance(entry.sequence[other], acknowledgment) > 0)
             {
-                increment(&mut block.happens(events)[DUPLICATE_ACKS][side]);
+                increment(&mut entry.block.happens(events)[DUPLICATE_ACKS][side]);
             }
             let is_established = entry.has(state::ESTABLISHED);
             if syn
@@ -493,7 +496,9 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
                 let rtt = entry.since_start(step.micros).min(u32::MAX.into()) as u32;
                 entry.set_handshake(1, rtt);
             }
-            let took = block.acknowledged(other, acknowledgment, time, is_established);
+            let took = entry
+                .block
+                .acknowledged(other, acknowledgment, time, is_established);
             if let Some(took) = took
                 && entry.initiator() == side
                 && !syn
@@ -501,11 +506,10 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
                 entry.set_handshake(0, took);
             }
         }
-        block.window[side] = segment.window;
+        entry.block.window[side] = segment.window;
         if segment.window == 0 && !syn && !fin {
-            increment(&mut block.happens(events)[ZERO_WINDOWS][side]);
+            increment(&mut entry.block.happens(events)[ZERO_WINDOWS][side]);
         }
-        entry.block = *block;
     }
 
     if ack {
@@ -514,11 +518,9 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
             segment.acknowledgment,
             entry.acknowledged[side],
         );
-        if entry.has(state::FIN << other)
-            && distance(segment.acknowledgment, entry.sequence[other]) >= 0
-        {
-            entry.state |= state::FIN_ACKED << other;
-        }
+        let acknowledges_fin = entry.has(state::FIN << other)
+            & (distance(segment.acknowledgment, entry.sequence[other]) >= 0);
+        entry.state |= u8::from(acknowledges_fin) * (state::FIN_ACKED << other);
         let establishes = !syn & ((entry.initiator() == side) | (step.payload_octets() > 0));
         entry.state |= u8::from(establishes) * state::ESTABLISHED;
     }
