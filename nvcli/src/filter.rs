@@ -26,6 +26,9 @@ impl Filter {
     /// Whether `record` is wanted.
     #[inline]
     pub(crate) fn admits(&self, record: &FlowRecord) -> bool {
+        if self.protocols.is_empty() && self.ports.is_empty() && self.hosts.is_empty() {
+            return true;
+        }
         let ends = [record.source, record.destination];
         let any =
             |ports: &[u16]| record.has_ports && ends.iter().any(|end| ports.contains(&end.port));

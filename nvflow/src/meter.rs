@@ -655,6 +655,9 @@ impl Metering {
         if step.key.is_ipv6() {
             self.table.prefetch_addresses(step.candidate);
         }
+        if step.has_segment & step.segment.may_end() {
+            self.table.prefetch_timers(step.candidate);
+        }
     }
 
     /// Counts a frame to its connection.
@@ -696,9 +699,12 @@ impl Metering {
             Some(slot) => self.go_on(slot, step, out),
             None => None,
         };
-        let Some(slot) = found.or_else(|| self.open_for(step, place, out)) else {
-            self.refuse(step);
-            return;
+        let slot = match found {
+            Some(slot) => slot,
+            None => match self.open_for(step, place, out) {
+                Some(slot) => slot,
+                None => return self.refuse(step),
+            },
         };
         if !kept.0.is_empty() && step.payload_octets() > 0 && !self.table.is_settled(slot, step) {
             self.look_behind_headers(slot, step, kept);
@@ -729,7 +735,7 @@ impl Metering {
     }
 
     /// The slot, if the frame of `step` belongs to the connection there; else its record is made and it is gone.
-    #[inline]
+    #[inline(always)]
     fn go_on<S: Sink>(&mut self, slot: u32, step: &Step, out: &mut Out<'_, S>) -> Option<u32> {
         if self.table.is_overdue(slot, step.now) {
             self.close(slot, FlowEndReason::IdleTimeout, out);

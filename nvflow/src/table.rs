@@ -227,6 +227,19 @@ impl Table {
         }
     }
 
+    /// Beside it, where the timer may be moved: those before and behind it in its bucket.
+    #[inline(always)]
+    pub(crate) fn prefetch_timers(&self, slot: u32) {
+        if let Some(entry) = self.entries.items.get(slot as usize) {
+            for beside in [entry.previous, entry.next] {
+                // Where there is no other entry it is a number beyond all of them.
+                if let Some(entry) = self.entries.items.get(beside as usize) {
+                    prefetch(&entry.next);
+                }
+            }
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn is_at(&self, slot: u32, key: &FlowKey) -> bool {
         self.entries

@@ -340,6 +340,12 @@ impl Segment {
         self.control & (control::SYN | control::ACK | control::RST) == control::SYN
     }
 
+    /// Whether it may put its connection into a state of which the timeout is shorter.
+    #[inline(always)]
+    pub(crate) const fn may_end(&self) -> bool {
+        self.has(control::FIN | control::RST)
+    }
+
     /// Whether its receiver began the connection.
     #[inline]
     pub(crate) const fn answers(&self) -> bool {
@@ -456,6 +462,12 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
     if segment.begins() && (entry.control[0] | entry.control[1]) & control::SYN == 0 {
         // Frames of the other side were seen before this: now it is sure who began.
         entry.set_initiator(side);
+        if !(known | fin | entry.is_followed()) {
+            // The first of all, most of the time: nothing else of what follows is for it.
+            entry.sequence[side] = end;
+            entry.control[side] = segment.control;
+            return;
+        }
     }
     // The first segment of a side is the one expected.
     let expected = pick(known, entry.sequence[side], segment.sequence);

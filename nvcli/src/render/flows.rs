@@ -11,6 +11,7 @@ use nvflow::{
 
 use crate::escape;
 use crate::events::Event;
+use crate::render::alike::Rest;
 use crate::render::gather::{Gather, Line, Second, Short};
 use crate::render::order::handshake_rtt;
 use crate::render::table::{Column, Fit, Layout, shortened};
@@ -80,6 +81,7 @@ pub(crate) struct Json<W> {
     event: Option<Event>,
     /// That of the last start and of the last end.
     seconds: [Second; 2],
+    rest: Rest,
 }
 
 impl<W: Write> Json<W> {
@@ -88,6 +90,7 @@ impl<W: Write> Json<W> {
             out: Gather::new(out),
             event: None,
             seconds: Default::default(),
+            rest: Rest::default(),
         }
     }
 
@@ -105,15 +108,14 @@ impl<W: Write> Lines for Json<W> {
             line.text(event.name());
             line.text("\"");
         }
-        let mut object = Object {
+        let object = Object {
             line,
             goes_on: self.event.is_some(),
             record,
-            has_events: record.tcp.as_ref().is_some_and(has_events),
+            has_events: false,
             seconds: &mut self.seconds,
         };
-        record.columns(&mut object);
-        let mut line = object.line;
+        let mut line = self.rest.write(record, object).line;
         line.octet(b'}');
         let made = line.end();
         self.out.take(made)
@@ -147,6 +149,7 @@ struct Object<'a> {
     goes_on: bool,
     /// What is written: of some fields more is known than their value tells.
     record: &'a FlowRecord,
+    /// Known from the first field on that tells of events.
     has_events: bool,
     seconds: &'a mut [Second; 2],
 }
@@ -178,14 +181,22 @@ impl Object<'_> {
             }
             return true;
         }
-        let is_event = (FIRST_EVENT..=LAST_EVENT).contains(&place);
-        if !is_event || self.has_events {
+        if !(FIRST_EVENT..=LAST_EVENT).contains(&place) {
             return false;
         }
         if place == FIRST_EVENT {
-            self.line.short(&NO_EVENTS);
+            self.has_events = has_events(tcp);
+            if !self.has_events {
+                self.line.short(&NO_EVENTS);
+            }
         }
-        true
+        !self.has_events
+    }
+}
+
+impl<'a> AsMut<Line<'a>> for Object<'a> {
+    fn as_mut(&mut self) -> &mut Line<'a> {
+        &mut self.line
     }
 }
 
@@ -267,6 +278,7 @@ pub(crate) struct Csv<W> {
     out: Gather<W>,
     header: bool,
     event: Option<Event>,
+    rest: Rest,
 }
 
 impl<W: Write> Csv<W> {
@@ -275,6 +287,7 @@ impl<W: Write> Csv<W> {
             out: Gather::new(out),
             header,
             event: None,
+            rest: Rest::default(),
         }
     }
 
@@ -313,9 +326,8 @@ impl<W: Write> Lines for Csv<W> {
             line.text(event.name());
             line.octet(b',');
         }
-        let mut row = Row(line);
-        record.columns(&mut row);
-        let made = row.0.end();
+        let Row(line) = self.rest.write(record, Row(line));
+        let made = line.end();
         self.out.take(made)
     }
 
@@ -334,6 +346,12 @@ impl<W: Write> Lines for Csv<W> {
 
 /// A line of CSV in the making.
 struct Row<'a>(Line<'a>);
+
+impl<'a> AsMut<Line<'a>> for Row<'a> {
+    fn as_mut(&mut self) -> &mut Line<'a> {
+        &mut self.0
+    }
+}
 
 impl<'r> Columns<'r> for Row<'_> {
     #[inline(always)]

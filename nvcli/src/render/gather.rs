@@ -195,8 +195,25 @@ impl Line<'_> {
     /// A text of any length, as it is.
     #[inline(always)]
     pub(crate) fn text(&mut self, text: &str) {
+        self.octets(text.as_bytes());
+    }
+
+    /// Octets that were put down in a line before, as they are.
+    #[inline(always)]
+    pub(crate) fn octets(&mut self, octets: &[u8]) {
         // Not by a method of the line: one that is not inlined would have its place in memory, and every value wait for it.
-        self.at = put_text(self.piece, self.at, self.long, text.as_bytes());
+        self.at = put_text(self.piece, self.at, self.long, octets);
+    }
+
+    /// How far it has come; see [`since`](Self::since).
+    #[inline(always)]
+    pub(crate) const fn mark(&self) -> usize {
+        self.at
+    }
+
+    /// What was put down since a mark; none where that was put aside.
+    pub(crate) fn since(&self, mark: usize) -> Option<&[u8]> {
+        self.long.is_empty().then(|| &self.piece[mark..self.at])
     }
 
     /// Ends it.

@@ -1,5 +1,6 @@
 //! How records and lists are shown.
 
+pub(crate) mod alike;
 pub(crate) mod flows;
 pub(crate) mod gather;
 pub(crate) mod order;

@@ -1,0 +1,199 @@
+//! Records of a flood or a scan: each tells of another pair of ends, and all of them of the same one packet.
+//!
+//! What such a record says behind its ends is copied from a line before, where it is the same, and not made again.
+
+use std::sync::Arc;
+
+use nvflow::{Columns, Field, FlowRecord, Labels, Side, TcpRecord, TcpSide, Value};
+
+use crate::render::gather::Line;
+
+/// The last field that is not of the rest: whose ends they are, and when.
+const LAST_OF_ENDS: usize = Field::DestinationPort as usize;
+
+/// When a record that might be the first of many is kept: not each, since many may be of as many kinds.
+const TURNS: u8 = 8;
+
+/// What the last record that was kept says behind its ends, as it was written.
+#[derive(Debug, Default)]
+pub(crate) struct Rest {
+    record: FlowRecord,
+    text: Vec<u8>,
+    turn: u8,
+}
+
+impl Rest {
+    /// Writes `record` by `columns`, which puts it into a line.
+    #[inline(always)]
+    pub(crate) fn write<'r, 'l, C>(&mut self, record: &'r FlowRecord, mut columns: C) -> C
+    where
+        C: Columns<'r> + AsMut<Line<'l>>,
+    {
+        record.columns(&mut Ends(&mut columns));
+        let is_single = record.forward.packets + record.reverse.packets == 1;
+        if is_single && !self.text.is_empty() && is_alike(record, &self.record) {
+            columns.as_mut().octets(&self.text);
+            return columns;
+        }
+        let mark = columns.as_mut().mark();
+        let mut columns = others(record, columns);
+        if is_single {
+            self.turn = (self.turn + 1) % TURNS;
+            if self.turn == 1
+                && is_plain(record)
+                && let Some(text) = columns.as_mut().since(mark)
+            {
+                self.keep(record, text);
+            }
+        }
+        columns
+    }
+
+    #[cold]
+    fn keep(&mut self, record: &FlowRecord, text: &[u8]) {
+        self.record = record.clone();
+        self.text.clear();
+        self.text.extend_from_slice(text);
+    }
+}
+
+/// Writes what is behind the ends. In a function of its own, so that nothing of it is made ready where it is not wanted.
+#[inline(never)]
+fn others<'r, C: Columns<'r>>(record: &'r FlowRecord, mut columns: C) -> C {
+    record.columns(&mut Others(&mut columns));
+    columns
+}
+
+/// Whether what TCP tells of `record` is no more than its state, and there is no tunnel: so it is with one packet.
+#[inline(always)]
+fn is_plain(record: &FlowRecord) -> bool {
+    let of_tcp = |tcp: &TcpRecord| {
+        let of_side = |side: &TcpSide| {
+            let events = side.retransmitted_segments
+                | side.out_of_order_segments
+                | side.duplicate_acks
+                | side.zero_windows;
+            (events == 0) & side.smoothed_rtt_micros.is_none()
+        };
+        of_side(&tcp.forward)
+            & of_side(&tcp.reverse)
+            & tcp.server_handshake_rtt_micros.is_none()
+            & tcp.client_handshake_rtt_micros.is_none()
+    };
+    record.tcp.as_ref().is_none_or(of_tcp) & record.tunnel.is_none()
+}
+
+/// Whether `record` differs from `kept`, which [is plain](is_plain), in nothing but its ends and its times.
+///
+/// Without a branch for each field. Texts count as others unless they are the same one in memory.
+#[inline(always)]
+fn is_alike(record: &FlowRecord, kept: &FlowRecord) -> bool {
+    // All of them named, so that none is forgotten.
+    let FlowRecord {
+        flow_start: _,
+        flow_end: _,
+        source,
+        destination,
+        protocol_identifier,
+        has_ports,
+        icmp_type_code,
+        vlan_id,
+        observation_point,
+        vantage,
+        forward,
+        reverse,
+        flow_end_reason,
+        tcp,
+        tunnel: _,
+        application,
+        labels,
+    } = record;
+    let state = |tcp: &Option<TcpRecord>| tcp.as_ref().map(|tcp| tcp.state);
+    (source.address.is_ipv4() == kept.source.address.is_ipv4())
+        & (destination.address.is_ipv4() == kept.destination.address.is_ipv4())
+        & (*protocol_identifier == kept.protocol_identifier)
+        & (*has_ports == kept.has_ports)
+        & (*icmp_type_code == kept.icmp_type_code)
+        & (*vlan_id == kept.vlan_id)
+        & (*observation_point == kept.observation_point)
+        & (*vantage == kept.vantage)
+        & (*flow_end_reason == kept.flow_end_reason)
+        & (state(tcp) == state(&kept.tcp))
+        & is_same_side(forward, &kept.forward)
+        & is_same_side(reverse, &kept.reverse)
+        & is_same(application, &kept.application)
+        & are_same_labels(labels, &kept.labels)
+        & is_plain(record)
+}
+
+fn is_same_side(a: &Side, b: &Side) -> bool {
+    let Side {
+        packets,
+        octets,
+        layer2_octets,
+        payload_octets,
+        tcp_control_bits,
+        minimum_ttl,
+        maximum_ttl,
+        dscp,
+    } = *a;
+    (packets == b.packets)
+        & (octets == b.octets)
+        & (layer2_octets == b.layer2_octets)
+        & (payload_octets == b.payload_octets)
+        & (tcp_control_bits == b.tcp_control_bits)
+        & (minimum_ttl == b.minimum_ttl)
+        & (maximum_ttl == b.maximum_ttl)
+        & (dscp == b.dscp)
+}
+
+fn are_same_labels(a: &Labels, b: &Labels) -> bool {
+    let Labels {
+        workload,
+        peer_workload,
+        interface,
+        network,
+        details,
+        peer_details,
+        source_domain,
+        destination_domain,
+    } = a;
+    is_same(workload, &b.workload)
+        & is_same(peer_workload, &b.peer_workload)
+        & is_same(interface, &b.interface)
+        & is_same(network, &b.network)
+        & is_same(details, &b.details)
+        & is_same(peer_details, &b.peer_details)
+        & is_same(source_domain, &b.source_domain)
+        & is_same(destination_domain, &b.destination_domain)
+}
+
+/// Whether both are the same one in memory, or neither is there.
+fn is_same<T: ?Sized>(a: &Option<Arc<T>>, b: &Option<Arc<T>>) -> bool {
+    let place = |text: &Option<Arc<T>>| text.as_ref().map(|text| Arc::as_ptr(text).cast::<()>());
+    place(a) == place(b)
+}
+
+/// The fields that tell whose ends they are, and when.
+struct Ends<'a, C>(&'a mut C);
+
+impl<'r, C: Columns<'r>> Columns<'r> for Ends<'_, C> {
+    #[inline(always)]
+    fn column(&mut self, field: Field, value: Option<Value<'r>>) {
+        if field as usize <= LAST_OF_ENDS {
+            self.0.column(field, value);
+        }
+    }
+}
+
+/// All others.
+struct Others<'a, C>(&'a mut C);
+
+impl<'r, C: Columns<'r>> Columns<'r> for Others<'_, C> {
+    #[inline(always)]
+    fn column(&mut self, field: Field, value: Option<Value<'r>>) {
+        if field as usize > LAST_OF_ENDS {
+            self.0.column(field, value);
+        }
+    }
+}
