@@ -557,7 +557,7 @@ impl Pcap {
 
     /// Whether its records are as those of nearly all files, so that [`usual_record`](Self::usual_record) reads them.
     fn is_usual(&self) -> bool {
-        self.head_len == 16 && self.lengths_swapped == Swapped::No
+        self.head_len == 16 && self.lengths_swapped == Swapped::No && self.fcs_len == 0
     }
 
     /// As [`record`](Self::record), with next to nothing to ask: the frame that `octets` begin with, if all of it is there, and the length of
@@ -574,16 +574,22 @@ impl Pcap {
             }
         });
         let octets = behind.get(..kept as usize)?;
-        let frame = self.frame(octets, wire_len, [seconds, parts]);
-        Some((frame, 16 + kept as usize))
+        let meta = self.meta(wire_len.max(kept), [seconds, parts]);
+        Some((Frame::new(octets, meta), 16 + kept as usize))
     }
 
     #[inline(always)]
-    fn frame<'f>(&self, octets: &'f [u8], wire_len: u32, [seconds, parts]: [u32; 2]) -> Frame<'f> {
+    fn frame<'f>(&self, octets: &'f [u8], wire_len: u32, time: [u32; 2]) -> Frame<'f> {
+        frame(octets, wire_len, self.fcs_len, self.meta(wire_len, time))
+    }
+
+    #[inline(always)]
+    fn meta(&self, wire_len: u32, [seconds, parts]: [u32; 2]) -> FrameMeta {
         let nanos = u64::from(seconds) * 1_000_000_000 + u64::from(parts) * self.unit;
-        let mut meta = FrameMeta::ethernet(Timestamp::from_nanos(nanos), wire_len);
-        meta.link_type = self.link_type;
-        frame(octets, wire_len, self.fcs_len, meta)
+        FrameMeta {
+            link_type: self.link_type,
+            ..FrameMeta::ethernet(Timestamp::from_nanos(nanos), wire_len)
+        }
     }
 }
 
@@ -941,10 +947,14 @@ impl<'b> Iterator for FileFrames<'b> {
         };
         // One call of `f` for all formats: two of them would not be inlined.
         loop {
-            let octets = self.octets.get(walk.at..).unwrap_or_default();
-            let (frame, length) = match usual.and_then(|usual| usual.usual_record(octets)) {
+            let octets = self.octets.get(walk.at..);
+            let record = match (usual, octets) {
+                (Some(usual), Some(octets)) => usual.usual_record(octets),
+                _ => None,
+            };
+            let (frame, length) = match record {
                 Some(record) => record,
-                None => match self.format.frame(octets, &mut walk) {
+                None => match self.format.frame(octets.unwrap_or_default(), &mut walk) {
                     Some(record) => record,
                     None => break,
                 },

@@ -22,12 +22,15 @@ impl Clock {
     pub(crate) const STEP: u64 = 60_000_000;
     /// The most that time goes forward at once, which is more than any timeout. Unit: microseconds.
     const LEAP: u64 = 1 << 41;
+    /// The last time that a frame can have. Unit: microseconds.
+    const LAST: u64 = u64::MAX / 1_000;
 
-    /// The time after a frame was seen at `micros`.
+    /// The time after a frame was seen at `micros`, which is not after [`Self::LAST`].
     #[inline]
     pub(crate) fn advance(&mut self, micros: u64) -> u64 {
         let passed = micros.wrapping_sub(self.anchor);
-        if passed <= Self::LEAP && self.micros <= u64::MAX - Self::LEAP {
+        if passed <= Self::LEAP {
+            // No overflow: what is left until the last time of all still fits, see `leap`.
             self.micros += passed;
             self.anchor = micros;
         } else {
@@ -42,7 +45,8 @@ impl Clock {
         if let Some(passed) = micros.checked_sub(self.anchor) {
             self.micros = self.micros.saturating_add(passed.min(Self::LEAP));
             self.anchor = micros;
-        } else if self.anchor - micros > Self::STEP {
+        } else if self.anchor - micros > Self::STEP && self.micros <= u64::MAX - Self::LAST {
+            // After more than half a million years time stands still instead.
             self.anchor = micros;
         }
     }
@@ -78,7 +82,7 @@ mod tests {
         assert_eq!(clock.advance(10 * second), later, "the clock was set back");
         assert!(clock.advance(11 * second) > later, "and goes on from there");
         for _ in 0..1 << 24 {
-            clock.advance(u64::MAX);
+            clock.advance(Clock::LAST);
             clock.advance(0);
         }
         assert!(clock.now() > later, "no overflow, whatever frames say");

@@ -114,7 +114,7 @@ impl FlowKey {
         };
         Self::between(
             &headers.ip,
-            [source, destination],
+            (u32::from(source) << 16) | u32::from(destination),
             (observed << 16) | (u64::from(headers.protocol) << 8) | flags,
             extra,
         )
@@ -122,16 +122,18 @@ impl FlowKey {
 
     /// The key of a frame with plain headers, which tells no VLANs apart, and which way the frame goes.
     #[inline(always)]
-    pub(crate) fn of_plain(
-        plain: &Plain<'_>,
-        ports: [u16; 2],
-        observation_point: Option<u16>,
-    ) -> (Self, Direction) {
+    pub(crate) fn of_plain(plain: &Plain<'_>, observation_point: Option<u16>) -> (Self, Direction) {
         let observed = match observation_point {
             Some(id) => (u64::from(id) << 16) | flag::OBSERVED,
             None => 0,
         };
         let flags = flag::PRESENT | flag::PORTS;
+        let ports = match plain.transport {
+            Transport::Tcp(tcp) => tcp.ports(),
+            Transport::Udp(udp) => udp.ports(),
+            // Plain frames are of TCP or UDP.
+            _ => 0,
+        };
         Self::between(
             &plain.ip,
             ports,
@@ -140,32 +142,28 @@ impl FlowKey {
         )
     }
 
-    /// Puts both ends in order; `word` and `extra` are what the key holds beside them.
+    /// Puts both ends in order; `ports` has the sender's in the upper half, `word` and `extra` are what the key holds beside them.
     ///
     /// Which end is the lower one is as good as random, so no branch depends on it.
     #[inline(always)]
-    fn between(
-        ip: &Ip<'_>,
-        [source, destination]: [u16; 2],
-        word: u64,
-        extra: u64,
-    ) -> (Self, Direction) {
+    fn between(ip: &Ip<'_>, ports: u32, word: u64, extra: u64) -> (Self, Direction) {
         let pick = |down: bool, yes: u64, no: u64| {
             let mask = u64::from(down).wrapping_neg();
             (yes & mask) | (no & !mask)
         };
+        let turned = ports.rotate_left(16);
         let (addresses, down, flags) = match ip {
             Ip::V4(ip) => {
-                let (a, b) = (
-                    u64::from(u32::from(ip.source())),
-                    u64::from(u32::from(ip.destination())),
-                );
-                let down = ((a << 16) | u64::from(source)) > ((b << 16) | u64::from(destination));
-                ([pick(down, (b << 32) | a, (a << 32) | b), 0, 0, 0], down, 0)
+                let both = ip.addresses();
+                let swapped = both.rotate_left(32);
+                // By address, or else by port: of two that are turned the first halves decide, where they differ.
+                let ends = |both: u64, ports: u32| (u128::from(both) << 64) | u128::from(ports);
+                let down = ends(both, ports) > ends(swapped, turned);
+                ([pick(down, swapped, both), 0, 0, 0], down, 0)
             }
             Ip::V6(ip) => {
                 let (a, b) = (u128::from(ip.source()), u128::from(ip.destination()));
-                let down = (a > b) | ((a == b) & (source > destination));
+                let down = (a > b) | ((a == b) & (ports > turned));
                 let [a, b] = [a, b].map(|address| [(address >> 64) as u64, address as u64]);
                 let addresses = [
                     pick(down, b[0], a[0]),
@@ -176,12 +174,7 @@ impl FlowKey {
                 (addresses, down, flag::V6)
             }
         };
-        let (source, destination) = (u64::from(source), u64::from(destination));
-        let ports = pick(
-            down,
-            (destination << 16) | source,
-            (source << 16) | destination,
-        );
+        let ports = pick(down, turned.into(), ports.into());
         let key = Self {
             addresses,
             rest: [(ports << 32) | word | flags, extra],
@@ -330,6 +323,8 @@ pub struct KeyHasher {
     base: u64,
     /// The same, with what the words come to that are 0 in a key of IPv4.
     base_ipv4: u64,
+    /// The same again, with the second word of the rest, which is 0 where nothing but ports stands beside the addresses.
+    base_ipv4_alone: u64,
 }
 
 impl std::fmt::Debug for KeyHasher {
@@ -353,13 +348,15 @@ impl KeyHasher {
             add[8].wrapping_mul(add[9]),
             add[10].wrapping_mul(add[11]),
         ];
+        let base_ipv4 = base
+            .wrapping_add(absent[0])
+            .wrapping_add(absent[1])
+            .wrapping_add(absent[2]);
         Self {
             add,
             base,
-            base_ipv4: base
-                .wrapping_add(absent[0])
-                .wrapping_add(absent[1])
-                .wrapping_add(absent[2]),
+            base_ipv4,
+            base_ipv4_alone: base_ipv4.wrapping_add(add[4].wrapping_mul(add[5])),
         }
     }
 
@@ -374,18 +371,18 @@ impl KeyHasher {
     pub fn hash(&self, key: &FlowKey) -> u64 {
         let [first, second, third, fourth] = key.addresses;
         let [word, extra] = key.rest;
-        let mut sum = self
-            .pair(0, first)
-            .wrapping_add(self.pair(2, word))
-            .wrapping_add(self.pair(4, extra));
+        let sum = self.pair(0, first).wrapping_add(self.pair(2, word));
         // Whether it is IPv6 is in the word.
-        sum = sum.wrapping_add(if key.is_ipv6() {
-            self.pair(6, second)
+        let sum = sum.wrapping_add(if key.is_ipv6() {
+            self.pair(4, extra)
+                .wrapping_add(self.pair(6, second))
                 .wrapping_add(self.pair(8, third))
                 .wrapping_add(self.pair(10, fourth))
                 .wrapping_add(self.base)
+        } else if extra == 0 {
+            self.base_ipv4_alone
         } else {
-            self.base_ipv4
+            self.pair(4, extra).wrapping_add(self.base_ipv4)
         });
         Self::whole(permuted((sum >> 32) as u32))
     }
@@ -454,6 +451,7 @@ const fn finish([a, b, c, d]: [u64; 4]) -> u64 {
 mod tests {
     use std::hash::Hasher;
 
+    use nvcapture::wire::{Ipv4, Ipv6};
     use siphasher::sip::SipHasher13;
 
     use super::*;
@@ -480,6 +478,7 @@ mod tests {
         let secret = |place: usize| siphash(KEY, place as u64);
         for (addresses, rest) in [
             ([0x0a00_0001_0a00_0002, 0, 0, 0], [0x1234_0000_0640, 0]),
+            ([7, 0, 0, 0], [0x0140, 5 << 36]),
             ([1, 2, 3, u64::MAX], [flag::V6 | 0xffff << 32, u64::MAX]),
             ([u64::MAX; 4], [u64::MAX; 2]),
         ] {
@@ -501,6 +500,53 @@ mod tests {
                 (hash << 32) | hash,
                 "{addresses:x?}"
             );
+        }
+    }
+
+    /// The lower end is the one with the lower address, or else port, whichever of the two sends.
+    #[test]
+    fn ends_are_put_in_order() {
+        let numbers = [0, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX];
+        let addresses = |v6: bool, number: u32| -> IpAddr {
+            if v6 {
+                // Only the lower half tells some of them apart.
+                Ipv6Addr::from(u128::from(number >> 31) << 64 | u128::from(number)).into()
+            } else {
+                Ipv4Addr::from(number).into()
+            }
+        };
+        let ends = |v6: bool| {
+            let of = move |number| {
+                [0, 1, u16::MAX].map(|port| Endpoint {
+                    address: addresses(v6, number),
+                    port,
+                })
+            };
+            numbers.into_iter().flat_map(of)
+        };
+        for v6 in [false, true] {
+            for (a, b) in ends(v6).flat_map(|a| ends(v6).map(move |b| (a, b))) {
+                let mut octets = [0_u8; 40];
+                for (place, end) in [a, b].iter().enumerate() {
+                    match end.address {
+                        IpAddr::V4(address) => {
+                            octets[12 + 4 * place..][..4].copy_from_slice(&address.octets());
+                        }
+                        IpAddr::V6(address) => {
+                            octets[8 + 16 * place..][..16].copy_from_slice(&address.octets());
+                        }
+                    }
+                }
+                let ip = if v6 {
+                    Ip::V6(Ipv6::new(&octets))
+                } else {
+                    Ip::V4(Ipv4::new(octets.first_chunk().expect("20 octets")))
+                };
+                let ports = u32::from(a.port) << 16 | u32::from(b.port);
+                let (key, direction) = FlowKey::between(&ip, ports, flag::PORTS, 0);
+                assert_eq!(key.ends(), (a.min(b), a.max(b)), "{a:?} {b:?}");
+                assert_eq!(direction == Direction::Down, a > b, "{a:?} {b:?}");
+            }
         }
     }
 

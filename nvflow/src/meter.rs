@@ -500,16 +500,11 @@ impl Metering {
     #[inline(always)]
     fn step_plain(&mut self, frame: &Frame<'_>, plain: &Plain<'_>, step: &mut Step) {
         let (observation_point, sender_inside) = self.config.observation.of(Some(&plain.ethernet));
-        let (ports, segment) = match plain.transport {
-            Transport::Tcp(tcp) => (
-                [tcp.source_port(), tcp.destination_port()],
-                Some(Segment::of(tcp)),
-            ),
-            Transport::Udp(udp) => ([udp.source_port(), udp.destination_port()], None),
-            // Plain frames are of TCP or UDP.
-            _ => ([0; 2], None),
+        let segment = match plain.transport {
+            Transport::Tcp(tcp) => Some(Segment::of(tcp)),
+            _ => None,
         };
-        let (key, direction) = FlowKey::of_plain(plain, ports, observation_point);
+        let (key, direction) = FlowKey::of_plain(plain, observation_point);
         step.hash = self.table.hash(&key);
         step.set_key(&key);
         step.amounts = Amounts::new([

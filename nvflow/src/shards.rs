@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 
 use nvcapture::Frame;
-use nvcapture::wire::{Headers, Plain, Transport};
+use nvcapture::wire::{Headers, Plain};
 
 use crate::clock::Clock;
 use crate::fragments::Fragments;
@@ -94,13 +94,8 @@ impl Shards {
             && frame.meta().vlan.is_none()
             && let Some(plain) = Plain::of(frame)
         {
-            let ports = match plain.transport {
-                Transport::Tcp(tcp) => [tcp.source_port(), tcp.destination_port()],
-                Transport::Udp(udp) => [udp.source_port(), udp.destination_port()],
-                _ => return 0,
-            };
             let (observed, _) = self.config.observation.of(Some(&plain.ethernet));
-            return self.shard(&FlowKey::of_plain(&plain, ports, observed).0);
+            return self.shard(&FlowKey::of_plain(&plain, observed).0);
         }
         self.of_odd(frame, now)
     }

@@ -1,7 +1,7 @@
 //! Our walk through a frame's headers against etherparse's: what both read, both must read alike.
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, PacketBuilder, TransportSlice, VlanSlice};
-use nvcapture::wire::{Headers, Plain, Transport};
+use nvcapture::wire::{Headers, Ip, Plain, Transport};
 use nvcapture::{Frame, FrameMeta, LinkType, Timestamp};
 use proptest::prelude::*;
 
@@ -87,6 +87,10 @@ fn compare(octets: &[u8], wire_len: usize) -> Result<(), TestCaseError> {
         (ours.ip.source(), ours.ip.destination()),
         (source, destination)
     );
+    if let Ip::V4(ip) = ours.ip {
+        let both = [ip.source(), ip.destination()].map(|address| u64::from(address.to_bits()));
+        prop_assert_eq!(ip.addresses(), both[0] << 32 | both[1]);
+    }
     let ids = match theirs.vlan() {
         None => (None, None),
         Some(VlanSlice::SingleVlan(tag)) => (Some(tag.vlan_identifier().value()), None),
@@ -106,6 +110,8 @@ fn compare(octets: &[u8], wire_len: usize) -> Result<(), TestCaseError> {
         (Transport::Tcp(ours), Some(TransportSlice::Tcp(theirs))) => {
             prop_assert_eq!(ours.source_port(), theirs.source_port());
             prop_assert_eq!(ours.destination_port(), theirs.destination_port());
+            let both = [ours.source_port(), ours.destination_port()].map(u32::from);
+            prop_assert_eq!(ours.ports(), both[0] << 16 | both[1]);
             prop_assert_eq!(ours.sequence(), theirs.sequence_number());
             prop_assert_eq!(ours.acknowledgment(), theirs.acknowledgment_number());
             prop_assert_eq!(ours.window(), theirs.window_size());
@@ -116,6 +122,8 @@ fn compare(octets: &[u8], wire_len: usize) -> Result<(), TestCaseError> {
         (Transport::Udp(ours), Some(TransportSlice::Udp(theirs))) => {
             prop_assert_eq!(ours.source_port(), theirs.source_port());
             prop_assert_eq!(ours.destination_port(), theirs.destination_port());
+            let both = [ours.source_port(), ours.destination_port()].map(u32::from);
+            prop_assert_eq!(ours.ports(), both[0] << 16 | both[1]);
             prop_assert_eq!(ours.length(), theirs.length());
         }
         (Transport::Icmp(ours), Some(TransportSlice::Icmpv4(theirs))) => {

@@ -76,4 +76,13 @@ impl<'f> Ipv4<'f> {
     pub const fn destination(&self) -> Ipv4Addr {
         Ipv4Addr::new(self.0[16], self.0[17], self.0[18], self.0[19])
     }
+
+    /// Both addresses as numbers, the sender's in the upper half: one load for who wants them both.
+    #[inline]
+    pub const fn addresses(&self) -> u64 {
+        match self.0.last_chunk() {
+            Some(both) => u64::from_be_bytes(*both),
+            None => 0,
+        }
+    }
 }

@@ -44,6 +44,12 @@ impl<'f> Tcp<'f> {
         u16::from_be_bytes([self.0[2], self.0[3]])
     }
 
+    /// Both ports, the sender's in the upper half: one load for who wants them both.
+    #[inline]
+    pub const fn ports(&self) -> u32 {
+        u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]])
+    }
+
     /// Number of the first octet of the payload, or of SYN.
     #[inline]
     pub const fn sequence(&self) -> u32 {

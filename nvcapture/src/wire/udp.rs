@@ -22,6 +22,12 @@ impl<'f> Udp<'f> {
         u16::from_be_bytes([self.0[2], self.0[3]])
     }
 
+    /// Both ports, the sender's in the upper half: one load for who wants them both.
+    #[inline]
+    pub const fn ports(&self) -> u32 {
+        u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]])
+    }
+
     /// Length of the datagram with its header; 0 in jumbograms.
     ///
     /// Unit: octets.
