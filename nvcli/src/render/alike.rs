@@ -197,3 +197,178 @@ impl<'r, C: Columns<'r>> Columns<'r> for Others<'_, C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nvcapture::wire::{Tunnel, TunnelKind};
+    use nvflow::{Application, FlowEndReason, TcpState, Vantage, WorkloadDetails};
+
+    use super::*;
+    use crate::render::flows::{Csv, Json, Lines};
+
+    fn syn() -> FlowRecord {
+        FlowRecord {
+            protocol_identifier: 6,
+            has_ports: true,
+            forward: Side {
+                packets: 1,
+                octets: 60,
+                layer2_octets: 74,
+                payload_octets: 0,
+                tcp_control_bits: 2,
+                minimum_ttl: 64,
+                maximum_ttl: 64,
+                dscp: 0,
+            },
+            flow_end_reason: Some(FlowEndReason::LackOfResources),
+            tcp: Some(TcpRecord {
+                state: TcpState::SynSent,
+                server_handshake_rtt_micros: None,
+                client_handshake_rtt_micros: None,
+                forward: TcpSide::default(),
+                reverse: TcpSide::default(),
+            }),
+            application: Some(Arc::default()),
+            labels: Labels {
+                workload: Some("web".into()),
+                ..Labels::default()
+            },
+            ..FlowRecord::default()
+        }
+    }
+
+    /// What changes a record, each in another of the fields behind its ends.
+    const CHANGES: &[fn(&mut FlowRecord)] = &[
+        |record| record.source.address = [0_u16; 8].into(),
+        |record| record.destination.address = [0_u16; 8].into(),
+        |record| record.protocol_identifier = 17,
+        |record| record.has_ports = false,
+        |record| record.icmp_type_code = Some(0),
+        |record| record.vlan_id = Some(0),
+        |record| record.observation_point = Some(0),
+        |record| record.vantage = Some(Vantage::Ingress),
+        |record| std::mem::swap(&mut record.forward, &mut record.reverse),
+        |record| record.forward.packets = 2,
+        |record| record.forward.octets = 61,
+        |record| record.forward.layer2_octets = 75,
+        |record| record.forward.payload_octets = 1,
+        |record| record.forward.tcp_control_bits = 3,
+        |record| record.forward.minimum_ttl = 63,
+        |record| record.forward.maximum_ttl = 65,
+        |record| record.forward.dscp = 1,
+        |record| record.reverse.octets = 1,
+        |record| record.reverse.layer2_octets = 1,
+        |record| record.reverse.payload_octets = 1,
+        |record| record.reverse.tcp_control_bits = 1,
+        |record| record.flow_end_reason = None,
+        |record| record.tcp = None,
+        |record| tcp(record).state = TcpState::Closed,
+        |record| tcp(record).server_handshake_rtt_micros = Some(0),
+        |record| tcp(record).client_handshake_rtt_micros = Some(0),
+        |record| tcp(record).forward.smoothed_rtt_micros = Some(0),
+        |record| tcp(record).forward.retransmitted_segments = 1,
+        |record| tcp(record).forward.out_of_order_segments = 1,
+        |record| tcp(record).forward.duplicate_acks = 1,
+        |record| tcp(record).forward.zero_windows = 1,
+        |record| tcp(record).reverse.smoothed_rtt_micros = Some(0),
+        |record| tcp(record).reverse.retransmitted_segments = 1,
+        |record| tcp(record).reverse.out_of_order_segments = 1,
+        |record| tcp(record).reverse.duplicate_acks = 1,
+        |record| tcp(record).reverse.zero_windows = 1,
+        |record| {
+            record.tunnel = Some(Tunnel {
+                kind: TunnelKind::Vxlan,
+                id: None,
+                source: record.source.address,
+                destination: record.source.address,
+            });
+        },
+        |record| record.application = None,
+        |record| record.application = Some(Arc::new(Application::default())),
+        |record| record.labels.workload = Some("database".into()),
+        |record| record.labels.peer_workload = Some("web".into()),
+        |record| record.labels.interface = Some("eth0".into()),
+        |record| record.labels.network = Some("bridge".into()),
+        |record| record.labels.details = details(),
+        |record| record.labels.peer_details = details(),
+        |record| record.labels.source_domain = Some("a.example".into()),
+        |record| record.labels.destination_domain = Some("b.example".into()),
+    ];
+
+    fn tcp(record: &mut FlowRecord) -> &mut TcpRecord {
+        record.tcp.as_mut().expect("TCP")
+    }
+
+    fn details() -> Option<Arc<WorkloadDetails>> {
+        Some(Arc::new(WorkloadDetails {
+            image: Some("image".into()),
+            ..WorkloadDetails::default()
+        }))
+    }
+
+    /// Records as they come in a flood, each with other ends, and in their midst one of another kind.
+    fn flood(usual: &FlowRecord, other: &FlowRecord) -> Vec<FlowRecord> {
+        (0..12)
+            .map(|turn| {
+                let mut record = if turn == 10 { other } else { usual }.clone();
+                record.source.port = turn * 1_111;
+                record.flow_end = nvcapture::Timestamp::from_nanos(u64::from(turn) * 7_777);
+                record
+            })
+            .collect()
+    }
+
+    fn json(records: &[FlowRecord]) -> String {
+        let mut out = Vec::new();
+        write(&mut Json::new(&mut out), records);
+        String::from_utf8(out).expect("text")
+    }
+
+    fn csv(records: &[FlowRecord]) -> String {
+        let mut out = Vec::new();
+        write(&mut Csv::new(&mut out, false), records);
+        String::from_utf8(out).expect("text")
+    }
+
+    fn write(lines: &mut impl Lines, records: &[FlowRecord]) {
+        for record in records {
+            lines.record(record).expect("memory");
+        }
+        lines.flush().expect("memory");
+    }
+
+    #[test]
+    fn what_is_copied_is_what_would_be_made() {
+        let base = syn();
+        for (place, change) in CHANGES.iter().enumerate() {
+            let mut changed = base.clone();
+            change(&mut changed);
+            for records in [flood(&base, &changed), flood(&changed, &base)] {
+                // A writer that has written nothing before copies nothing.
+                for write in [json, csv] {
+                    let alone: String = records.chunks(1).map(write).collect();
+                    assert_eq!(write(&records), alone, "change {place}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_is_alike_and_nothing_else() {
+        let base = syn();
+        let mut other = base.clone();
+        other.source.address = [10, 0, 0, 1].into();
+        other.destination.port = 80;
+        other.flow_start = nvcapture::Timestamp::from_nanos(1);
+        assert!(is_alike(&other, &base));
+        for (place, change) in CHANGES.iter().enumerate() {
+            let mut changed = base.clone();
+            change(&mut changed);
+            assert!(!is_alike(&changed, &base), "change {place}");
+            assert!(
+                !is_plain(&changed) || !is_alike(&base, &changed),
+                "change {place}"
+            );
+        }
+    }
+}
