@@ -24,11 +24,14 @@ pub(crate) struct Filter {
 
 impl Filter {
     /// Whether `record` is wanted.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn admits(&self, record: &FlowRecord) -> bool {
-        if self.protocols.is_empty() && self.ports.is_empty() && self.hosts.is_empty() {
-            return true;
-        }
+        let admits_all = self.protocols.is_empty() & self.ports.is_empty() & self.hosts.is_empty();
+        admits_all || self.names(record)
+    }
+
+    /// Whether `record` is of what the flags name.
+    fn names(&self, record: &FlowRecord) -> bool {
         let ends = [record.source, record.destination];
         let any =
             |ports: &[u16]| record.has_ports && ends.iter().any(|end| ports.contains(&end.port));
