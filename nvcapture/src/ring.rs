@@ -382,7 +382,7 @@ impl Ring {
     }
 
     /// How long to leave the ring alone so that more than one block gathers: told once for each block that was full, unless
-    /// [`RingConfig::gather`] is zero.
+    /// [`RingConfig::gather`] is less than such a block takes.
     ///
     /// [`Ring::next_block`] does so itself when it may wait. Who polls the ring's descriptor sleeps so long before.
     pub fn gathers(&mut self) -> Option<Duration> {
@@ -390,7 +390,8 @@ impl Ring {
         let eighth = self.geometry.block_nr() / 8;
         let filled_in = self.filled_in.take()?;
         let gather = filled_in.saturating_mul(eighth).min(self.gather);
-        (!gather.is_zero()).then_some(gather)
+        // Until then the next block has to have come, or being woken up was for nothing.
+        (gather > filled_in).then_some(gather)
     }
 
     /// What the frames' first octets are.

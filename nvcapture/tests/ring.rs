@@ -396,6 +396,7 @@ fn gathers() -> Test {
         let mut ring = Ring::open(
             &RingConfig {
                 gather,
+                block_nr: 16,
                 ..config.clone()
             },
             "right",
@@ -412,9 +413,9 @@ fn gathers() -> Test {
             ring.next_block(Some(Duration::ZERO))?,
             Next::TimedOut
         ));
-        // An eighth of eight blocks is one.
-        let took = times[times.len() - 1].as_nanos() - times[0].as_nanos();
-        assert_eq!(ring.gathers(), Some(gather.min(Duration::from_nanos(took))));
+        // An eighth of sixteen blocks is two; in less time than one takes none would come.
+        let took = Duration::from_nanos(times[times.len() - 1].as_nanos() - times[0].as_nanos());
+        assert_eq!(ring.gathers(), (gather > took).then_some(2 * took));
         assert_eq!(ring.gathers(), None, "told once");
         // It has waited behind this one, and ends in time.
         sender.send(400, 1000)?;
@@ -426,6 +427,8 @@ fn gathers() -> Test {
         (Duration::ZERO, Duration::from_secs(60), 1000),
         // Time was out: nothing is there to be waited for.
         (Duration::from_secs(3600), Duration::from_millis(10), 1),
+        // An eighth of eight blocks is one: the next one wakes as well.
+        (Duration::from_secs(3600), Duration::from_secs(60), 1000),
     ] {
         let config = RingConfig {
             gather,

@@ -34,7 +34,7 @@ impl Observation {
 }
 
 /// The observation point in a frame's addresses, and whether the sender is inside.
-#[inline]
+#[inline(always)]
 fn marker(ethernet: &Ethernet<'_>) -> (Option<u16>, Option<bool>) {
     for (address, sender_inside) in [(ethernet.source(), true), (ethernet.destination(), false)] {
         if let [a, b, c, d, high, low] = address
