@@ -318,9 +318,10 @@ impl Table {
         if step.has_segment && !tcp::is_in_line(entry, step) {
             return false;
         }
+        // In this order: most sides have long told what there is to tell, and whether a frame has a payload is as good as random.
         if let Some(identifier) = &self.identifier
-            && step.payload_octets() > 0
             && !entry.is_settled(step.direction as usize)
+            && step.payload_octets() > 0
             && !step
                 .payload_in(octets)
                 .is_some_and(|payload| identifier.rules_out(entry, step, payload))

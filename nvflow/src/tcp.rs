@@ -235,6 +235,10 @@ impl TcpBlock {
         end: u32,
     ) {
         let segment = &step.segment;
+        if end == segment.sequence {
+            // No octets. Asked here: whether there are any is as good as random, that they are not the next ones is rare.
+            return;
+        }
         let time = step.micros as u32;
         let skipped = distance(segment.sequence, expected);
         if distance(end, expected) > 0 {
@@ -483,8 +487,7 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
         entry
             .block
             .sent(side, octets, end, skipped == 0, !known, time);
-        // In this order: whether there are octets is as good as random, that they are not the next ones is rare.
-        if skipped != 0 && octets > 0 {
+        if skipped != 0 {
             entry
                 .block
                 .sent_out_of_line(events, step, side, expected, end);
