@@ -574,6 +574,7 @@ impl Pcap {
             }
         });
         let octets = behind.get(..kept as usize)?;
+        // As `frame` does where there is no FCS.
         let meta = self.meta(wire_len.max(kept), [seconds, parts]);
         Some((Frame::new(octets, meta), 16 + kept as usize))
     }

@@ -381,17 +381,13 @@ impl Ring {
         self.socket.mtu()
     }
 
-    /// How long to leave the ring alone so that more than one block gathers: told once for each block that was full, unless
-    /// [`RingConfig::gather`] is less than such a block takes.
+    /// How long to leave the ring alone so that more than one block gathers: told once for each block that was full, where that is longer than
+    /// such a block takes to fill. Never by a ring of fewer than 16 blocks.
     ///
     /// [`Ring::next_block`] does so itself when it may wait. Who polls the ring's descriptor sleeps so long before.
     pub fn gathers(&mut self) -> Option<Duration> {
-        // While an eighth of the ring fills the rate may rise eightfold, and nothing is lost.
-        let eighth = self.geometry.block_nr() / 8;
         let filled_in = self.filled_in.take()?;
-        let gather = filled_in.saturating_mul(eighth).min(self.gather);
-        // Until then the next block has to have come, or being woken up was for nothing.
-        (gather > filled_in).then_some(gather)
+        gathers(filled_in, self.geometry.block_nr(), self.gather)
     }
 
     /// What the frames' first octets are.
@@ -692,10 +688,37 @@ fn u16_at(head: &[u8; FRAME_HEAD_LEN], at: usize) -> u16 {
     u16::from_ne_bytes([head[at], head[at + 1]])
 }
 
+/// How long a ring of `block_nr` blocks may gather, but not longer than `most`, the last block of which was filled in that time.
+fn gathers(filled_in: Duration, block_nr: u32, most: Duration) -> Option<Duration> {
+    // While an eighth of the ring fills the rate may rise eightfold, and nothing is lost.
+    let gather = filled_in.saturating_mul(block_nr / 8).min(most);
+    // Until then the next block has to have come, or being woken up was for nothing.
+    (gather > filled_in).then_some(gather)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::abi::BLOCK_DESC_LEN;
+
+    #[test]
+    fn blocks_gather_while_an_eighth_of_the_ring_fills() {
+        let ms = Duration::from_millis;
+        for (filled_in, block_nr, most, gather) in [
+            (2, 32, 10, Some(8)),
+            (2, 32, 7, Some(7)),
+            (2, 32, 2, None),
+            (2, 16, 10, Some(4)),
+            (2, 15, 10, None),
+            (9, 32, 10, Some(10)),
+            (10, 32, 10, None),
+            (0, 32, 10, None),
+            (2, 32, 0, None),
+        ] {
+            assert_eq!(gathers(ms(filled_in), block_nr, ms(most)), gather.map(ms));
+        }
+        assert_eq!(gathers(Duration::MAX, 32, Duration::MAX), None);
+    }
 
     /// A place in a block, as the kernel fills it.
     struct Place {

@@ -13,7 +13,7 @@ const TICK_SHIFT: u32 = 10;
 pub(crate) struct Clock {
     /// The frames' time that `micros` stands for.
     anchor: u64,
-    /// Our own.
+    /// Our own. Such that `micros + (LAST - anchor)` does not overflow: however far the frames' time goes on from here, so can this.
     micros: u64,
 }
 
@@ -30,7 +30,7 @@ impl Clock {
     pub(crate) fn advance(&mut self, micros: u64) -> u64 {
         let passed = micros.wrapping_sub(self.anchor);
         if passed <= Self::LEAP {
-            // No overflow: what is left until the last time of all still fits, see `leap`.
+            // No overflow: see `micros`.
             self.micros += passed;
             self.anchor = micros;
         } else {
@@ -43,10 +43,10 @@ impl Clock {
     #[cold]
     fn leap(&mut self, micros: u64) {
         if let Some(passed) = micros.checked_sub(self.anchor) {
-            self.micros = self.micros.saturating_add(passed.min(Self::LEAP));
+            self.micros += passed.min(Self::LEAP);
             self.anchor = micros;
         } else if self.anchor - micros > Self::STEP && self.micros <= u64::MAX - Self::LAST {
-            // After more than half a million years time stands still instead.
+            // After more than half a million years time stands still instead, and goes on where the frames' is at `anchor` again.
             self.anchor = micros;
         }
     }
@@ -86,6 +86,13 @@ mod tests {
             clock.advance(0);
         }
         assert!(clock.now() > later, "no overflow, whatever frames say");
+        // Step by step, as far as there are times.
+        let mut micros = 0;
+        while micros < Clock::LAST {
+            micros = Clock::LAST.min(micros + Clock::LEAP / 8);
+            let before = clock.now();
+            assert!(clock.advance(micros) >= before);
+        }
     }
 
     #[test]

@@ -121,6 +121,8 @@ pub(crate) mod state {
     pub(crate) const BOTH_ACKNOWLEDGED: u8 = 1 << 7;
 
     /// Over and done, but for what comes late.
+    ///
+    /// Both are asked, without a branch: which state a connection is in when it changes is as good as random.
     #[inline]
     pub(super) const fn is_ended(state: u8) -> bool {
         const ALL: u8 = (FIN * 3) | (FIN_ACKED * 3);
@@ -507,7 +509,8 @@ impl Entry {
         micros.saturating_sub(self.start)
     }
 
-    /// Whether it is given up before others when the table is full: it has ended, is half-open, or of one packet.
+    /// Whether it is given up before others when the table is full: it has ended, is half-open, or of one packet. Without a branch, as
+    /// [`is_ended`](state::is_ended).
     pub(crate) fn is_expendable(&self) -> bool {
         self.has_ended() | (self.packets() <= 1) | (self.is_tcp() & !self.has(state::ESTABLISHED))
     }

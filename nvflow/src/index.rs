@@ -284,7 +284,18 @@ mod tests {
     }
 
     #[test]
-    fn a_miss_ends_where_none_of_its_class_went_on() {
+    fn who_goes_on_is_told_by_class() {
+        let mut index = BucketIndex::new(24).expect("memory");
+        for slot in 0..=WIDTH as u32 {
+            index.insert(5 << 8 | 1, slot);
+        }
+        let passed = |bucket: &Bucket| [0, 1, 2, 3, 4, 5, 6, 7].map(|class| bucket.passed(class));
+        assert_eq!(passed(&index.buckets[0]), [0, 0, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(passed(&index.buckets[1]), [0; 8]);
+    }
+
+    #[test]
+    fn classes_are_counted_apart() {
         let mut bucket = Bucket::EMPTY;
         for count in 1..=20 {
             bucket.add_passed(7);

@@ -64,28 +64,30 @@ impl FlowKey {
     ) -> (Self, Direction) {
         let mut flags = flag::PRESENT;
         let mut extra = 0;
-        let (mut source, mut destination) = (0, 0);
+        let joined =
+            |source: u16, destination: u16| (u32::from(source) << 16) | u32::from(destination);
+        let mut ports = 0;
         match headers.transport {
             Transport::Tcp(tcp) => {
-                (source, destination) = (tcp.source_port(), tcp.destination_port());
+                ports = tcp.ports();
                 flags |= flag::PORTS;
             }
             Transport::Udp(udp) => {
-                (source, destination) = (udp.source_port(), udp.destination_port());
+                ports = udp.ports();
                 flags |= flag::PORTS;
             }
             Transport::Ports {
-                source: a,
-                destination: b,
+                source,
+                destination,
             } => {
-                (source, destination) = (a, b);
+                ports = joined(source, destination);
                 flags |= flag::PORTS;
             }
             Transport::Icmp(icmp) => {
                 let (icmp_type, is_query) = icmp_kind(headers.protocol, icmp.icmp_type);
                 if is_query {
-                    source = icmp.identifier.unwrap_or(0);
-                    destination = source;
+                    let identifier = icmp.identifier.unwrap_or(0);
+                    ports = joined(identifier, identifier);
                 }
                 flags |= flag::ICMP;
                 extra |= u64::from(u16::from_be_bytes([icmp_type, icmp.code])) << 36;
@@ -114,7 +116,7 @@ impl FlowKey {
         };
         Self::between(
             &headers.ip,
-            (u32::from(source) << 16) | u32::from(destination),
+            ports,
             (observed << 16) | (u64::from(headers.protocol) << 8) | flags,
             extra,
         )

@@ -22,7 +22,7 @@ use crate::{
 ///
 /// Each needs four cache lines from anywhere in the table: one of the index, three of the entry (and of IPv6 the addresses as a fifth). One
 /// after the other, every line would be waited for. So of four batches in a line the last asks for the index's lines, the one before for the
-/// entries that those tell, the one before that for addresses, and the oldest is counted: by then all is there.
+/// entries that those tell, the one before that for what the entries tell the place of, and the oldest is counted: by then all is there.
 ///
 /// A processor that does not know where a page is looks that up before it goes on from what asks for it, unless that stands beside others of its kind: one
 /// frame at a time took 12 % longer (nv-trace's uniform and ipv6). Eight at a time are more lines than it can wait for, and took 15 to 40 % longer.
@@ -332,7 +332,7 @@ impl<'f, A: Ability, F: Iterator<Item = Frame<'f>>, S: Sink> Work for Observing<
             metering.look(&mut line[place % LINE]);
         }
         for place in whole.saturating_sub(2 * BATCH)..taken {
-            metering.look_for_addresses(&line[place % LINE]);
+            metering.look_further(&line[place % LINE]);
         }
         for place in whole.saturating_sub(3 * BATCH)..taken {
             let place = place % LINE;
@@ -378,7 +378,7 @@ impl<A: Ability, S: Sink> Work for Advancing<'_, '_, '_, A, S> {
         }
         if let Some(batch) = batch(2) {
             for step in &line[batch] {
-                metering.look_for_addresses(step);
+                metering.look_further(step);
             }
         }
         if let Some(batch) = batch(3) {
@@ -644,9 +644,9 @@ impl Metering {
         self.table.prefetch_entry(step.candidate);
     }
 
-    /// Asks for the addresses of that entry, which tells where they are.
+    /// Asks for what that entry tells the place of: the addresses of IPv6, and what lies beside its timer if that may be moved.
     #[inline(always)]
-    fn look_for_addresses(&self, step: &Step) {
+    fn look_further(&self, step: &Step) {
         if step.key.is_ipv6() {
             self.table.prefetch_addresses(step.candidate);
         }

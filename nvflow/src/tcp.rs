@@ -463,19 +463,18 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
         .payload_octets()
         .wrapping_add(u32::from(syn) + u32::from(fin));
     let end = segment.sequence.wrapping_add(octets);
+    // The first segment of a side is the one expected.
+    let expected = pick(known, entry.sequence[side], segment.sequence);
+    entry.sequence[side] = pick(distance(end, expected) > 0, end, expected);
     if segment.begins() && (entry.control[0] | entry.control[1]) & control::SYN == 0 {
         // Frames of the other side were seen before this: now it is sure who began.
         entry.set_initiator(side);
         if !(known | fin | entry.is_followed()) {
             // The first of all, most of the time: nothing else of what follows is for it.
-            entry.sequence[side] = end;
             entry.control[side] = segment.control;
             return;
         }
     }
-    // The first segment of a side is the one expected.
-    let expected = pick(known, entry.sequence[side], segment.sequence);
-    entry.sequence[side] = pick(distance(end, expected) > 0, end, expected);
     let progress = pick(
         had_ack,
         acknowledgment_progress(entry, side, segment) as u32,

@@ -80,9 +80,7 @@ impl<'f> Ipv4<'f> {
     /// Both addresses as numbers, the sender's in the upper half: one load for who wants them both.
     #[inline]
     pub const fn addresses(&self) -> u64 {
-        match self.0.last_chunk() {
-            Some(both) => u64::from_be_bytes(*both),
-            None => 0,
-        }
+        let [.., a, b, c, d, e, f, g, h] = *self.0;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
     }
 }

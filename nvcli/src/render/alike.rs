@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
-use nvflow::{Columns, Field, FlowRecord, Labels, Side, TcpRecord, TcpSide, Value};
+use nvflow::{Columns, Field, FlowRecord, Labels, Side, TcpRecord, Value};
 
+use crate::render::flows::has_events;
 use crate::render::gather::Line;
 
 /// The last field that is not of the rest: whose ends they are, and when.
@@ -29,7 +30,7 @@ impl Rest {
     where
         C: Columns<'r> + AsMut<Line<'l>>,
     {
-        record.columns(&mut Ends(&mut columns));
+        record.columns(&mut Part::<false, _>(&mut columns));
         let is_single = record.forward.packets + record.reverse.packets == 1;
         if is_single && !self.text.is_empty() && is_alike(record, &self.record) {
             columns.as_mut().octets(&self.text);
@@ -60,7 +61,7 @@ impl Rest {
 /// Writes what is behind the ends. In a function of its own, so that nothing of it is made ready where it is not wanted.
 #[inline(never)]
 fn others<'r, C: Columns<'r>>(record: &'r FlowRecord, mut columns: C) -> C {
-    record.columns(&mut Others(&mut columns));
+    record.columns(&mut Part::<true, _>(&mut columns));
     columns
 }
 
@@ -68,17 +69,19 @@ fn others<'r, C: Columns<'r>>(record: &'r FlowRecord, mut columns: C) -> C {
 #[inline(always)]
 fn is_plain(record: &FlowRecord) -> bool {
     let of_tcp = |tcp: &TcpRecord| {
-        let of_side = |side: &TcpSide| {
-            let events = side.retransmitted_segments
-                | side.out_of_order_segments
-                | side.duplicate_acks
-                | side.zero_windows;
-            (events == 0) & side.smoothed_rtt_micros.is_none()
-        };
-        of_side(&tcp.forward)
-            & of_side(&tcp.reverse)
-            & tcp.server_handshake_rtt_micros.is_none()
-            & tcp.client_handshake_rtt_micros.is_none()
+        // All of them named, so that none is forgotten.
+        let TcpRecord {
+            state: _,
+            server_handshake_rtt_micros,
+            client_handshake_rtt_micros,
+            forward,
+            reverse,
+        } = tcp;
+        !has_events(tcp)
+            & forward.smoothed_rtt_micros.is_none()
+            & reverse.smoothed_rtt_micros.is_none()
+            & server_handshake_rtt_micros.is_none()
+            & client_handshake_rtt_micros.is_none()
     };
     record.tcp.as_ref().is_none_or(of_tcp) & record.tunnel.is_none()
 }
@@ -92,10 +95,10 @@ fn is_alike(record: &FlowRecord, kept: &FlowRecord) -> bool {
     let FlowRecord {
         flow_start: _,
         flow_end: _,
-        source,
-        destination,
+        source: _,
+        destination: _,
         protocol_identifier,
-        has_ports,
+        has_ports: _,
         icmp_type_code,
         vlan_id,
         observation_point,
@@ -109,10 +112,7 @@ fn is_alike(record: &FlowRecord, kept: &FlowRecord) -> bool {
         labels,
     } = record;
     let state = |tcp: &Option<TcpRecord>| tcp.as_ref().map(|tcp| tcp.state);
-    (source.address.is_ipv4() == kept.source.address.is_ipv4())
-        & (destination.address.is_ipv4() == kept.destination.address.is_ipv4())
-        & (*protocol_identifier == kept.protocol_identifier)
-        & (*has_ports == kept.has_ports)
+    (*protocol_identifier == kept.protocol_identifier)
         & (*icmp_type_code == kept.icmp_type_code)
         & (*vlan_id == kept.vlan_id)
         & (*observation_point == kept.observation_point)
@@ -174,25 +174,13 @@ fn is_same<T: ?Sized>(a: &Option<Arc<T>>, b: &Option<Arc<T>>) -> bool {
     place(a) == place(b)
 }
 
-/// The fields that tell whose ends they are, and when.
-struct Ends<'a, C>(&'a mut C);
+/// The fields that tell whose ends they are, and when, or all others.
+struct Part<'a, const REST: bool, C>(&'a mut C);
 
-impl<'r, C: Columns<'r>> Columns<'r> for Ends<'_, C> {
+impl<'r, const REST: bool, C: Columns<'r>> Columns<'r> for Part<'_, REST, C> {
     #[inline(always)]
     fn column(&mut self, field: Field, value: Option<Value<'r>>) {
-        if field as usize <= LAST_OF_ENDS {
-            self.0.column(field, value);
-        }
-    }
-}
-
-/// All others.
-struct Others<'a, C>(&'a mut C);
-
-impl<'r, C: Columns<'r>> Columns<'r> for Others<'_, C> {
-    #[inline(always)]
-    fn column(&mut self, field: Field, value: Option<Value<'r>>) {
-        if field as usize > LAST_OF_ENDS {
+        if (field as usize > LAST_OF_ENDS) == REST {
             self.0.column(field, value);
         }
     }
@@ -200,10 +188,14 @@ impl<'r, C: Columns<'r>> Columns<'r> for Others<'_, C> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use nvcapture::Timestamp;
     use nvcapture::wire::{Tunnel, TunnelKind};
-    use nvflow::{Application, FlowEndReason, TcpState, Vantage, WorkloadDetails};
+    use nvflow::{Application, FlowEndReason, TcpSide, TcpState, Vantage, WorkloadDetails};
 
     use super::*;
+    use crate::events::Event;
     use crate::render::flows::{Csv, Json, Lines};
 
     fn syn() -> FlowRecord {
@@ -239,10 +231,7 @@ mod tests {
 
     /// What changes a record, each in another of the fields behind its ends.
     const CHANGES: &[fn(&mut FlowRecord)] = &[
-        |record| record.source.address = [0_u16; 8].into(),
-        |record| record.destination.address = [0_u16; 8].into(),
         |record| record.protocol_identifier = 17,
-        |record| record.has_ports = false,
         |record| record.icmp_type_code = Some(0),
         |record| record.vlan_id = Some(0),
         |record| record.observation_point = Some(0),
@@ -308,11 +297,21 @@ mod tests {
 
     /// Records as they come in a flood, each with other ends, and in their midst one of another kind.
     fn flood(usual: &FlowRecord, other: &FlowRecord) -> Vec<FlowRecord> {
-        (0..12)
+        (0..12_u16)
             .map(|turn| {
                 let mut record = if turn == 10 { other } else { usual }.clone();
-                record.source.port = turn * 1_111;
-                record.flow_end = nvcapture::Timestamp::from_nanos(u64::from(turn) * 7_777);
+                let number = 1_111 * u64::from(turn);
+                record.flow_start = Timestamp::from_nanos(number);
+                record.flow_end = Timestamp::from_nanos(3 * number);
+                for (end, turn) in [(&mut record.source, turn), (&mut record.destination, !turn)] {
+                    end.port = turn.wrapping_mul(1_111);
+                    end.address = if turn % 3 == 0 {
+                        IpAddr::from([turn; 8])
+                    } else {
+                        IpAddr::from([turn as u8; 4])
+                    };
+                }
+                record.has_ports = turn % 5 != 0;
                 record
             })
             .collect()
@@ -354,12 +353,56 @@ mod tests {
     }
 
     #[test]
+    fn what_happened_stands_before_it_and_is_not_copied() {
+        let records = flood(&syn(), &syn());
+        let told = |records: &[FlowRecord], event: Option<Event>| {
+            let mut out = Vec::new();
+            let mut lines = Json::new(&mut out);
+            for (place, record) in records.iter().enumerate() {
+                if place % 4 == 2
+                    && let Some(event) = event
+                {
+                    lines.tell(event);
+                }
+                lines.record(record).expect("memory");
+            }
+            lines.flush().expect("memory");
+            drop(lines);
+            String::from_utf8(out).expect("text")
+        };
+        let (plain, ended) = (told(&records, None), told(&records, Some(Event::End)));
+        let begun = format!("{{\"event\":\"{}\",", Event::End.name());
+        assert!(
+            plain
+                .lines()
+                .zip(ended.lines())
+                .enumerate()
+                .all(|(place, (plain, ended))| match plain.strip_prefix('{') {
+                    Some(rest) if place >= 2 => ended.strip_prefix(&begun) == Some(rest),
+                    _ => ended == plain,
+                })
+        );
+        assert_eq!(ended.lines().count(), records.len());
+    }
+
+    #[test]
+    fn what_was_put_aside_is_not_kept() {
+        let mut long = syn();
+        long.labels.workload = Some("x".repeat(9_000).into());
+        let records = flood(&long, &syn());
+        for write in [json, csv] {
+            let alone: String = records.chunks(1).map(write).collect();
+            assert_eq!(write(&records), alone);
+        }
+    }
+
+    #[test]
     fn a_flood_is_alike_and_nothing_else() {
         let base = syn();
         let mut other = base.clone();
         other.source.address = [10, 0, 0, 1].into();
         other.destination.port = 80;
-        other.flow_start = nvcapture::Timestamp::from_nanos(1);
+        other.flow_start = Timestamp::from_nanos(1);
         assert!(is_alike(&other, &base));
         for (place, change) in CHANGES.iter().enumerate() {
             let mut changed = base.clone();

@@ -132,12 +132,17 @@ impl<W: Write> Lines for Json<W> {
 
 /// Whether a segment of either side did anything but carry on.
 #[inline(always)]
-fn has_events(tcp: &TcpRecord) -> bool {
+pub(crate) fn has_events(tcp: &TcpRecord) -> bool {
     let of = |side: &TcpSide| {
-        side.retransmitted_segments
-            | side.out_of_order_segments
-            | side.duplicate_acks
-            | side.zero_windows
+        // All of them named, so that none is forgotten.
+        let TcpSide {
+            smoothed_rtt_micros: _,
+            retransmitted_segments,
+            out_of_order_segments,
+            duplicate_acks,
+            zero_windows,
+        } = *side;
+        retransmitted_segments | out_of_order_segments | duplicate_acks | zero_windows
     };
     of(&tcp.forward) | of(&tcp.reverse) != 0
 }
