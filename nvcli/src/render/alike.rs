@@ -389,6 +389,8 @@ mod tests {
     fn what_was_put_aside_is_not_kept() {
         let mut long = syn();
         long.labels.workload = Some("x".repeat(9_000).into());
+        // Behind it comes more than stands before.
+        long.labels.interface = Some("y".repeat(900).into());
         let records = flood(&long, &syn());
         for write in [json, csv] {
             let alone: String = records.chunks(1).map(write).collect();
