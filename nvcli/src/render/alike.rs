@@ -31,7 +31,8 @@ impl Rest {
         C: Columns<'r> + AsMut<Line<'l>>,
     {
         record.columns(&mut Part::<false, _>(&mut columns));
-        let is_single = record.forward.packets + record.reverse.packets == 1;
+        // Whatever numbers an agent tells: what is alike is compared in all of them.
+        let is_single = record.forward.packets.wrapping_add(record.reverse.packets) == 1;
         if is_single && !self.text.is_empty() && is_alike(record, &self.record) {
             columns.as_mut().octets(&self.text);
             return columns;
@@ -238,6 +239,7 @@ mod tests {
         |record| record.vantage = Some(Vantage::Ingress),
         |record| std::mem::swap(&mut record.forward, &mut record.reverse),
         |record| record.forward.packets = 2,
+        |record| (record.forward.packets, record.reverse.packets) = (u64::MAX, 2),
         |record| record.forward.octets = 61,
         |record| record.forward.layer2_octets = 75,
         |record| record.forward.payload_octets = 1,
