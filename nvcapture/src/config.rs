@@ -41,7 +41,8 @@ pub struct RingConfig {
     ///
     /// 10 ms by default, and never longer than an eighth of the ring takes to fill at the rate of the last block: being woken up costs more than
     /// walking through a block does. A block that was handed over before it was full is not waited behind, nor one that took longer to fill
-    /// than would be waited: the next one wakes as well. A ring of fewer than 16 blocks never gathers. In 10 ms not even 3 GB a second fill the default's 32 MiB; a smaller ring wants less.
+    /// than would be waited: the next one wakes as well. A ring of fewer than 16 blocks never gathers. In 10 ms not even 3 GB a second fill the
+    /// default's 32 MiB; a smaller ring wants less.
     pub gather: Duration,
     /// Whether frames tell how the packets are cut that they stand for: [`FrameMeta::segment_size`](crate::FrameMeta::segment_size).
     pub segment_sizes: SegmentSizes,

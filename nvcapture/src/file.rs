@@ -574,9 +574,8 @@ impl Pcap {
             }
         });
         let octets = behind.get(..kept as usize)?;
-        // As `frame` does where there is no FCS.
-        let meta = self.meta(wire_len.max(kept), [seconds, parts]);
-        Some((Frame::new(octets, meta), 16 + kept as usize))
+        let meta = self.meta(wire_len, [seconds, parts]);
+        Some((frame(octets, wire_len, 0, meta), 16 + kept as usize))
     }
 
     #[inline(always)]
@@ -949,10 +948,9 @@ impl<'b> Iterator for FileFrames<'b> {
         // One call of `f` for all formats: two of them would not be inlined.
         loop {
             let octets = self.octets.get(walk.at..);
-            let record = match (usual, octets) {
-                (Some(usual), Some(octets)) => usual.usual_record(octets),
-                _ => None,
-            };
+            let record = usual
+                .zip(octets)
+                .and_then(|(usual, octets)| usual.usual_record(octets));
             let (frame, length) = match record {
                 Some(record) => record,
                 None => match self.format.frame(octets.unwrap_or_default(), &mut walk) {

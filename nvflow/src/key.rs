@@ -325,8 +325,6 @@ pub struct KeyHasher {
     base: u64,
     /// The same, with what the words come to that are 0 in a key of IPv4.
     base_ipv4: u64,
-    /// The same again, with the second word of the rest, which is 0 where nothing but ports stands beside the addresses.
-    base_ipv4_alone: u64,
 }
 
 impl std::fmt::Debug for KeyHasher {
@@ -350,15 +348,13 @@ impl KeyHasher {
             add[8].wrapping_mul(add[9]),
             add[10].wrapping_mul(add[11]),
         ];
-        let base_ipv4 = base
-            .wrapping_add(absent[0])
-            .wrapping_add(absent[1])
-            .wrapping_add(absent[2]);
         Self {
             add,
             base,
-            base_ipv4,
-            base_ipv4_alone: base_ipv4.wrapping_add(add[4].wrapping_mul(add[5])),
+            base_ipv4: base
+                .wrapping_add(absent[0])
+                .wrapping_add(absent[1])
+                .wrapping_add(absent[2]),
         }
     }
 
@@ -373,18 +369,18 @@ impl KeyHasher {
     pub fn hash(&self, key: &FlowKey) -> u64 {
         let [first, second, third, fourth] = key.addresses;
         let [word, extra] = key.rest;
-        let sum = self.pair(0, first).wrapping_add(self.pair(2, word));
+        let sum = self
+            .pair(0, first)
+            .wrapping_add(self.pair(2, word))
+            .wrapping_add(self.pair(4, extra));
         // Whether it is IPv6 is in the word.
         let sum = sum.wrapping_add(if key.is_ipv6() {
-            self.pair(4, extra)
-                .wrapping_add(self.pair(6, second))
+            self.pair(6, second)
                 .wrapping_add(self.pair(8, third))
                 .wrapping_add(self.pair(10, fourth))
                 .wrapping_add(self.base)
-        } else if extra == 0 {
-            self.base_ipv4_alone
         } else {
-            self.pair(4, extra).wrapping_add(self.base_ipv4)
+            self.base_ipv4
         });
         Self::whole(permuted((sum >> 32) as u32))
     }

@@ -316,7 +316,6 @@ impl<'f, A: Ability, F: Iterator<Item = Frame<'f>>, S: Sink> Work for Observing<
             taken += 1;
             if taken.is_multiple_of(BATCH) {
                 ability.run(Advancing {
-                    ability,
                     metering,
                     line,
                     kept: &kept,
@@ -336,14 +335,13 @@ impl<'f, A: Ability, F: Iterator<Item = Frame<'f>>, S: Sink> Work for Observing<
         }
         for place in whole.saturating_sub(3 * BATCH)..taken {
             let place = place % LINE;
-            metering.count(ability, &line[place], &kept[place], place, out);
+            metering.count(&line[place], &kept[place], place, out);
         }
     }
 }
 
 /// Does what is to be done each time that a batch of frames has been taken: `turn` in all.
-struct Advancing<'m, 's, 'f, A, S: Sink> {
-    ability: A,
+struct Advancing<'m, 's, 'f, S: Sink> {
     metering: &'m mut Metering,
     line: &'m mut [[Step; BATCH]; BATCHES],
     kept: &'m [[Kept<'f>; BATCH]; BATCHES],
@@ -351,13 +349,12 @@ struct Advancing<'m, 's, 'f, A, S: Sink> {
     out: &'m mut Out<'s, S>,
 }
 
-impl<A: Ability, S: Sink> Work for Advancing<'_, '_, '_, A, S> {
+impl<S: Sink> Work for Advancing<'_, '_, '_, S> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
         let Self {
-            ability,
             metering,
             line,
             kept,
@@ -383,7 +380,7 @@ impl<A: Ability, S: Sink> Work for Advancing<'_, '_, '_, A, S> {
         }
         if let Some(batch) = batch(3) {
             for (place, (step, kept)) in line[batch].iter().zip(&kept[batch]).enumerate() {
-                metering.count(ability, step, kept, batch * BATCH + place, out);
+                metering.count(step, kept, batch * BATCH + place, out);
             }
         }
     }
@@ -402,25 +399,6 @@ impl<'f> PlainVisitor<'f> for Stepping<'_, 'f> {
     #[inline(always)]
     fn visit(self, plain: Plain<'f>) {
         self.metering.step_plain(self.frame, &plain, self.step);
-    }
-}
-
-/// Counts a frame that changes more than counts.
-struct CountingAny<'m, 's, 'f, S: Sink> {
-    metering: &'m mut Metering,
-    step: &'m Step,
-    kept: Kept<'f>,
-    place: usize,
-    out: &'m mut Out<'s, S>,
-}
-
-impl<S: Sink> Work for CountingAny<'_, '_, '_, S> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        self.metering
-            .count_any(self.step, self.kept, self.place, self.out);
     }
 }
 
@@ -657,32 +635,19 @@ impl Metering {
 
     /// Counts a frame to its connection.
     #[inline(always)]
-    fn count<S: Sink>(
-        &mut self,
-        ability: impl Ability,
-        step: &Step,
-        kept: &Kept<'_>,
-        place: usize,
-        out: &mut Out<'_, S>,
-    ) {
+    fn count<S: Sink>(&mut self, step: &Step, kept: &Kept<'_>, place: usize, out: &mut Out<'_, S>) {
         if self.table.is_due(step.now) {
             self.expire_until(step.now, out);
         }
         if self.table.count_in_line(step, kept.0, self.active) {
             self.stats.metered += 1;
         } else {
-            ability.run(CountingAny {
-                metering: self,
-                step,
-                kept: *kept,
-                place,
-                out,
-            });
+            self.count_any(step, *kept, place, out);
         }
     }
 
     /// The same for whatever frame.
-    #[inline(always)]
+    #[inline(never)]
     fn count_any<S: Sink>(
         &mut self,
         step: &Step,
