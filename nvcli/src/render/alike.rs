@@ -2,11 +2,8 @@
 //!
 //! What such a record says behind its ends is copied from a line before, where it is the same, and not made again.
 
-use std::sync::Arc;
+use nvflow::{Columns, Field, FlowRecord, Value};
 
-use nvflow::{Columns, Field, FlowRecord, Labels, Side, TcpRecord, Value};
-
-use crate::render::flows::has_events;
 use crate::render::gather::Line;
 
 /// The last field that is not of the rest: whose ends they are, and when.
@@ -42,7 +39,6 @@ impl Rest {
         if is_single {
             self.turn = (self.turn + 1) % TURNS;
             if self.turn == 1
-                && is_plain(record)
                 && let Some(text) = columns.as_mut().since(mark)
             {
                 self.keep(record, text);
@@ -66,32 +62,8 @@ fn others<'r, C: Columns<'r>>(record: &'r FlowRecord, mut columns: C) -> C {
     columns
 }
 
-/// Whether what TCP tells of `record` is no more than its state, and there is no tunnel: so it is with one packet.
-#[inline(always)]
-fn is_plain(record: &FlowRecord) -> bool {
-    let of_tcp = |tcp: &TcpRecord| {
-        // All of them named, so that none is forgotten.
-        let TcpRecord {
-            state: _,
-            server_handshake_rtt_micros,
-            client_handshake_rtt_micros,
-            forward,
-            reverse,
-        } = tcp;
-        !has_events(tcp)
-            & forward.smoothed_rtt_micros.is_none()
-            & reverse.smoothed_rtt_micros.is_none()
-            & server_handshake_rtt_micros.is_none()
-            & client_handshake_rtt_micros.is_none()
-    };
-    record.tcp.as_ref().is_none_or(of_tcp) & record.tunnel.is_none()
-}
-
-/// Whether `record` differs from `kept`, which [is plain](is_plain), in nothing but its ends and its times.
-///
-/// Without a branch for each field. Texts count as others unless they are the same one in memory.
-#[inline(always)]
-fn is_alike(record: &FlowRecord, kept: &FlowRecord) -> bool {
+/// Whether two records differ in nothing but their ends and their times.
+fn is_alike(a: &FlowRecord, b: &FlowRecord) -> bool {
     // All of them named, so that none is forgotten.
     let FlowRecord {
         flow_start: _,
@@ -108,71 +80,22 @@ fn is_alike(record: &FlowRecord, kept: &FlowRecord) -> bool {
         reverse,
         flow_end_reason,
         tcp,
-        tunnel: _,
+        tunnel,
         application,
         labels,
-    } = record;
-    let state = |tcp: &Option<TcpRecord>| tcp.as_ref().map(|tcp| tcp.state);
-    (*protocol_identifier == kept.protocol_identifier)
-        & (*icmp_type_code == kept.icmp_type_code)
-        & (*vlan_id == kept.vlan_id)
-        & (*observation_point == kept.observation_point)
-        & (*vantage == kept.vantage)
-        & (*flow_end_reason == kept.flow_end_reason)
-        & (state(tcp) == state(&kept.tcp))
-        & is_same_side(forward, &kept.forward)
-        & is_same_side(reverse, &kept.reverse)
-        & is_same(application, &kept.application)
-        & are_same_labels(labels, &kept.labels)
-        & is_plain(record)
-}
-
-fn is_same_side(a: &Side, b: &Side) -> bool {
-    let Side {
-        packets,
-        octets,
-        layer2_octets,
-        payload_octets,
-        tcp_control_bits,
-        minimum_ttl,
-        maximum_ttl,
-        dscp,
-    } = *a;
-    (packets == b.packets)
-        & (octets == b.octets)
-        & (layer2_octets == b.layer2_octets)
-        & (payload_octets == b.payload_octets)
-        & (tcp_control_bits == b.tcp_control_bits)
-        & (minimum_ttl == b.minimum_ttl)
-        & (maximum_ttl == b.maximum_ttl)
-        & (dscp == b.dscp)
-}
-
-fn are_same_labels(a: &Labels, b: &Labels) -> bool {
-    let Labels {
-        workload,
-        peer_workload,
-        interface,
-        network,
-        details,
-        peer_details,
-        source_domain,
-        destination_domain,
     } = a;
-    is_same(workload, &b.workload)
-        & is_same(peer_workload, &b.peer_workload)
-        & is_same(interface, &b.interface)
-        & is_same(network, &b.network)
-        & is_same(details, &b.details)
-        & is_same(peer_details, &b.peer_details)
-        & is_same(source_domain, &b.source_domain)
-        & is_same(destination_domain, &b.destination_domain)
-}
-
-/// Whether both are the same one in memory, or neither is there.
-fn is_same<T: ?Sized>(a: &Option<Arc<T>>, b: &Option<Arc<T>>) -> bool {
-    let place = |text: &Option<Arc<T>>| text.as_ref().map(|text| Arc::as_ptr(text).cast::<()>());
-    place(a) == place(b)
+    *forward == b.forward
+        && *reverse == b.reverse
+        && *tcp == b.tcp
+        && *protocol_identifier == b.protocol_identifier
+        && *icmp_type_code == b.icmp_type_code
+        && *vlan_id == b.vlan_id
+        && *observation_point == b.observation_point
+        && *vantage == b.vantage
+        && *flow_end_reason == b.flow_end_reason
+        && *tunnel == b.tunnel
+        && *application == b.application
+        && *labels == b.labels
 }
 
 /// The fields that tell whose ends they are, and when, or all others.
@@ -190,10 +113,14 @@ impl<'r, const REST: bool, C: Columns<'r>> Columns<'r> for Part<'_, REST, C> {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+    use std::sync::Arc;
 
     use nvcapture::Timestamp;
     use nvcapture::wire::{Tunnel, TunnelKind};
-    use nvflow::{Application, FlowEndReason, TcpSide, TcpState, Vantage, WorkloadDetails};
+    use nvflow::{
+        Application, FlowEndReason, Labels, Side, TcpRecord, TcpSide, TcpState, Vantage,
+        WorkloadDetails,
+    };
 
     use super::*;
     use crate::events::Event;
@@ -275,7 +202,12 @@ mod tests {
             });
         },
         |record| record.application = None,
-        |record| record.application = Some(Arc::new(Application::default())),
+        |record| {
+            record.application = Some(Arc::new(Application {
+                registered: Some("https"),
+                ..Application::default()
+            }));
+        },
         |record| record.labels.workload = Some("database".into()),
         |record| record.labels.peer_workload = Some("web".into()),
         |record| record.labels.interface = Some("eth0".into()),
@@ -407,15 +339,13 @@ mod tests {
         other.source.address = [10, 0, 0, 1].into();
         other.destination.port = 80;
         other.flow_start = Timestamp::from_nanos(1);
+        other.application = Some(Arc::default());
         assert!(is_alike(&other, &base));
         for (place, change) in CHANGES.iter().enumerate() {
             let mut changed = base.clone();
             change(&mut changed);
             assert!(!is_alike(&changed, &base), "change {place}");
-            assert!(
-                !is_plain(&changed) || !is_alike(&base, &changed),
-                "change {place}"
-            );
+            assert!(!is_alike(&base, &changed), "change {place}");
         }
     }
 }

@@ -132,7 +132,7 @@ impl<W: Write> Lines for Json<W> {
 
 /// Whether a segment of either side did anything but carry on.
 #[inline(always)]
-pub(crate) fn has_events(tcp: &TcpRecord) -> bool {
+fn has_events(tcp: &TcpRecord) -> bool {
     let of = |side: &TcpSide| {
         // All of them named, so that none is forgotten.
         let TcpSide {
