@@ -25,7 +25,7 @@ mod stats;
 mod table;
 mod tcp;
 mod timeouts;
-mod wheel;
+mod timers;
 
 pub use aggregate::{Aggregator, Conversation, ConversationKey, GroupBy, Histogram, Party};
 pub use app::{Application, Dns, Http, Identify, Protocol, ResolvedName, Tls, registered_service};

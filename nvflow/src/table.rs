@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::entry::{Class, Entry, NONE, Step};
 use crate::index::BucketIndex;
 use crate::tcp::{self, NO_EVENTS, TcpEvents};
-use crate::wheel::{BUCKET_SHIFT, Wheel};
+use crate::timers::{BUCKET_SHIFT, Wheel};
 use crate::{Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig};
 
 /// Entries looked at, at most, for one that can be given up.
