@@ -57,7 +57,7 @@ pub use source::{FrameBlock, FrameSource, Next};
 pub use stats::SourceStats;
 #[doc(hidden)]
 pub use sys::{
-    huge::HugeVec,
+    huge::{HugeVec, Zero},
     octets::places_of,
     prefetch::prefetch,
     wide::{Ability, Usual, Wide, Work},

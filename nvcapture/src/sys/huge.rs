@@ -1,12 +1,25 @@
 //! Memory in large pages.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 /// What the kernel takes for a huge page on most machines; where they are larger it gives none for less.
 const HUGE: usize = if cfg!(miri) { 4 << 10 } else { 2 << 20 };
+
+/// A number, or an array of such: what can be made of memory that is all zeros.
+///
+/// # Safety
+/// Octets that are all 0 are a value of it.
+pub unsafe trait Zero: Copy {}
+
+// SAFETY: it is the octet.
+unsafe impl Zero for u8 {}
+// SAFETY: of any eight octets it is a value.
+unsafe impl Zero for u64 {}
+// SAFETY: it is so many values one after the other, each of which such octets are.
+unsafe impl<T: Zero, const N: usize> Zero for [T; N] {}
 
 /// A vector of fixed capacity, which is all reserved at the start, in memory that begins where a huge page can and is asked to be made of such;
 /// what is touched is then taken 2 MiB at a time.
@@ -48,6 +61,27 @@ impl<T: Copy> HugeVec<T> {
             start: start.cast(),
             length: 0,
             capacity,
+            layout,
+        })
+    }
+
+    /// `count` zeros, wherever there is room for them; `None` when there is not so much memory. Of a large number of them memory is taken where
+    /// they are written: what is new is zeros already.
+    pub fn zeros(count: usize) -> Option<Self>
+    where
+        T: Zero,
+    {
+        let layout = Layout::array::<T>(count).ok()?;
+        if layout.size() == 0 {
+            return Self::with_capacity(0);
+        }
+        // SAFETY: the layout's size is not 0.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        // All `count` items are there: octets that are 0 are one of them, as `Zero` says.
+        Some(Self {
+            start: start.cast(),
+            length: count,
+            capacity: count,
             layout,
         })
     }
@@ -157,6 +191,23 @@ mod tests {
                 assert!(numbers.is_empty());
             }
         }
+    }
+
+    #[test]
+    fn zeros_are_there() {
+        for count in [0, 1, HUGE / 8 + 1] {
+            let mut numbers: HugeVec<[u8; 3]> = HugeVec::zeros(count).expect("memory");
+            assert_eq!(numbers.len(), count);
+            assert!(numbers.iter().all(|item| *item == [0; 3]));
+            if let Some(last) = numbers.last_mut() {
+                *last = [7; 3];
+                assert_eq!(numbers.last(), Some(&[7; 3]));
+            }
+        }
+        assert!(HugeVec::<u64>::zeros(usize::MAX).is_none());
+        // Miri ends where there is no memory.
+        #[cfg(not(miri))]
+        assert!(HugeVec::<u64>::zeros(isize::MAX as usize / 8).is_none());
     }
 
     #[test]
