@@ -1,11 +1,11 @@
-//! A connection as the table keeps it: two and a half cache lines, half a one more for IPv6 addresses.
+//! A connection as the table keeps it: two cache lines, and elsewhere what few frames need.
 
 use nvcapture::Timestamp;
 use nvcapture::wire::protocol;
 
 use crate::clock::Clock;
 use crate::key::flag;
-use crate::tcp::{Segment, TcpBlock, TcpEvents, small};
+use crate::tcp::{Segment, Small, TcpBlock, TcpEvents, small, value};
 use crate::{Direction, FlowEndReason, FlowKey, FlowRecord, Side, TcpRecord, TcpState, Vantage};
 
 /// No slot.
@@ -17,16 +17,26 @@ pub(crate) struct Amounts([u64; 2]);
 
 impl Amounts {
     /// The most of each: no frame is longer, though one may say so.
-    pub(crate) const MOST: u32 = u32::MAX >> 1;
+    pub(crate) const MOST: u32 = (1 << Counters::BITS) - 1;
 
     /// Each at most [`Self::MOST`].
     #[inline(always)]
     pub(crate) const fn new([packets, octets, layer2_octets, payload_octets]: [u32; 4]) -> Self {
         debug_assert!((packets | octets | layer2_octets | payload_octets) <= Self::MOST);
-        Self([
+        Self(Self::packed([
+            packets,
+            octets,
+            layer2_octets,
+            payload_octets,
+        ]))
+    }
+
+    #[inline(always)]
+    const fn packed([packets, octets, layer2_octets, payload_octets]: [u32; 4]) -> [u64; 2] {
+        [
             (octets as u64) << 32 | packets as u64,
             (payload_octets as u64) << 32 | layer2_octets as u64,
-        ])
+        ]
     }
 
     /// Each of them.
@@ -51,57 +61,82 @@ impl Amounts {
     }
 }
 
-/// Counters of 47 bits, two directions, each of what [`Amounts`] holds.
+/// Counters of two directions, each of what [`Amounts`] holds and packed as there, so that two are added at once.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counters {
-    /// 31 bits of each, two in a word as in [`Amounts`]: the bit above each is free to take a carry, so that two are added at once.
-    low: [[u64; 2]; 2],
-    /// What was carried.
-    high: [[u16; 4]; 2],
-}
+pub(crate) struct Counters([[u64; 2]; 2]);
+
+/// What was carried from [`Counters`], per direction and of each in [its place](Counters::PLACES): it lies elsewhere, as few connections come
+/// so far.
+pub(crate) type Carried = [u64; 2];
+
+/// Nothing yet.
+const NO_CARRIED: Carried = [0; 2];
 
 impl Counters {
-    const CARRIES: u64 = 1 << 63 | 1 << 31;
+    /// One that comes to have more carries before it is added to again; so it has room for another [`Amounts::MOST`].
+    const BITS: u32 = 31;
+    const HIGH: u64 = (1 << Self::BITS) * (1 << 32 | 1);
+    /// What is carried. One of it stays, so that a counter of much does not become one of little.
+    const UNIT_BITS: u32 = Self::BITS - 1;
+    /// Where what is carried of packets, IP octets, frame octets and payload octets begins and ends: there may be 2^43 packets and 2^47 octets
+    /// of each in a record, of more it is not known how many.
+    const PLACES: [u32; 5] = [0, 13, 30, 47, 64];
 
+    /// Whether those of a direction have to [carry](Self::carry) before they are added to.
     #[inline(always)]
-    fn add(&mut self, direction: usize, amounts: Amounts) {
-        let low = &mut self.low[direction];
-        *low = [
-            low[0].wrapping_add(amounts.0[0]),
-            low[1].wrapping_add(amounts.0[1]),
-        ];
-        if (low[0] | low[1]) & Self::CARRIES != 0 {
-            self.carry(direction);
-        }
+    const fn are_high(&self, direction: usize) -> bool {
+        let [first, second] = self.0[direction];
+        (first | second) & Self::HIGH != 0
     }
 
-    /// Once in 2 GiB.
-    #[cold]
-    #[inline(never)]
-    fn carry(&mut self, direction: usize) {
-        for (word, high) in self.low[direction]
-            .iter_mut()
-            .zip(self.high[direction].chunks_exact_mut(2))
-        {
-            for (half, high) in high.iter_mut().enumerate() {
-                *high = high.wrapping_add((*word >> (31 + 32 * half) & 1) as u16);
+    /// Adds to those of a direction that are not [high](Self::are_high).
+    #[inline(always)]
+    const fn add(&mut self, direction: usize, amounts: Amounts) {
+        debug_assert!(!self.are_high(direction));
+        let both = &mut self.0[direction];
+        *both = [both[0] + amounts.0[0], both[1] + amounts.0[1]];
+    }
+
+    fn carry(&mut self, direction: usize, carried: &mut Carried) {
+        let mut each = Amounts(self.0[direction]).each();
+        for (counter, places) in each.iter_mut().zip(Self::PLACES.windows(2)) {
+            if *counter >> Self::BITS == 0 {
+                continue;
             }
-            *word &= !Self::CARRIES;
+            let units = (*counter >> Self::UNIT_BITS) - 1;
+            *counter -= units << Self::UNIT_BITS;
+            let most = (1 << (places[1] - places[0])) - 1;
+            let before = carried[direction] >> places[0] & most;
+            let after = most.min(before + u64::from(units));
+            carried[direction] += (after - before) << places[0];
         }
+        self.0[direction] = Amounts::packed(each);
+    }
+
+    /// All but what was carried.
+    #[inline(always)]
+    fn of(&self, direction: usize) -> [u64; 4] {
+        Amounts(self.0[direction]).each().map(u64::from)
+    }
+
+    /// All.
+    fn with(&self, direction: usize, carried: &Carried) -> [u64; 4] {
+        let mut all = self.of(direction);
+        for (counter, places) in all.iter_mut().zip(Self::PLACES.windows(2)) {
+            let most = (1 << (places[1] - places[0])) - 1;
+            *counter += (carried[direction] >> places[0] & most) << Self::UNIT_BITS;
+        }
+        all
     }
 
     #[inline]
-    pub(crate) fn of(&self, direction: usize) -> [u64; 4] {
-        let low = &self.low[direction];
-        std::array::from_fn(|place| {
-            let low = low[place / 2] >> (32 * (place % 2)) & 0xffff_ffff;
-            (u64::from(self.high[direction][place]) << 31) | low
-        })
+    const fn packets(&self, direction: usize) -> u32 {
+        self.0[direction][0] as u32
     }
 
     #[inline]
-    fn packets(&self, direction: usize) -> u64 {
-        (u64::from(self.high[direction][0]) << 31) | (self.low[direction][0] & 0xffff_ffff)
+    const fn payload_octets(&self, direction: usize) -> u32 {
+        (self.0[direction][1] >> 32) as u32
     }
 }
 
@@ -137,8 +172,8 @@ mod mark {
     pub(super) const INSIDE_LOW: u8 = 1 << 1;
     /// The higher end is inside the container.
     pub(super) const INSIDE_HIGH: u8 = 1 << 2;
-    /// Its timer is in the wheel of connections worth keeping.
-    pub(super) const KEPT: u8 = 1 << 3;
+    /// A counter has carried.
+    pub(super) const CARRIED: u8 = 1 << 3;
     /// What TCP tells beside the state is of this connection.
     pub(super) const FOLLOWED: u8 = 1 << 4;
     /// The lower end's payload is not looked at any more; shifted by 1 for the higher.
@@ -149,16 +184,14 @@ mod mark {
 
 /// One connection.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(32))]
+#[repr(C, align(128))]
 pub(crate) struct Entry {
-    /// IPv4: both addresses. IPv6: the slot of the addresses.
+    /// IPv4: both addresses. IPv6: the slot of the addresses. In a free entry what [`set_free`](Self::set_free) was given.
     pub(crate) addresses: u64,
-    /// The rest of the key; the first word is 0 in a free entry.
-    pub(crate) rest: [u64; 2],
+    /// The key's first word behind the addresses, which tells whether there is one more; 0 in a free entry.
+    pub(crate) word: u64,
     /// When the first frame was seen. Unit: microseconds since the epoch.
     start: u64,
-    /// From first frame to last, in microseconds: low part.
-    duration_low: u32,
     /// The last frame's tick, low 32 bits.
     pub(crate) last: u32,
     /// See [`state`].
@@ -171,25 +204,24 @@ pub(crate) struct Entry {
     pub(crate) control: [u16; 2],
     /// Per direction lowest and highest time to live.
     ttl: [[u8; 2]; 2],
-    /// The next in the timer's bucket, or among the free.
-    pub(crate) next: u32,
-    pub(crate) previous: u32,
-    /// The high part.
+    /// From first frame to last, in microseconds: high part.
     duration_high: u16,
-    /// As `handshake`: the high parts.
-    handshake_high: [u8; 2],
-    pub(crate) counters: Counters,
+    /// How long the handshake took to the client and to the server, one more than it is, 0 for what is not known.
+    handshake: [Small; 2],
+    counters: Counters,
     /// Per direction the sequence number behind the highest octet seen.
     pub(crate) sequence: [u32; 2],
     /// Per direction the highest acknowledgment.
     pub(crate) acknowledged: [u32; 2],
     /// Of a connection that is [followed](Self::is_followed) only; before that it holds the hash.
     pub(crate) block: TcpBlock,
-    /// How long the handshake took to the client and to the server, in 24 bits, one more than it is, 0 for what is not known: low parts.
-    handshake: [u16; 2],
+    /// The low part of how long it lasts.
+    duration_low: u32,
 }
 
-const _: () = assert!(size_of::<Entry>() == 160);
+const _: () = assert!(size_of::<Entry>() == 128);
+// See `second_line`.
+const _: () = assert!(std::mem::offset_of!(Entry, acknowledged) >= 64);
 
 /// What of a timeout applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,33 +355,27 @@ impl Entry {
     /// What an entry begins with.
     const FREE: Self = Self {
         addresses: 0,
-        rest: [0; 2],
+        word: 0,
         start: 0,
-        duration_low: 0,
         last: 0,
         state: 0,
         marks: 0,
         dscp: [0; 2],
         control: [0; 2],
         ttl: [[u8::MAX, 0]; 2],
-        next: NONE,
-        previous: NONE,
         duration_high: 0,
-        handshake_high: [0; 2],
-        counters: Counters {
-            low: [[0; 2]; 2],
-            high: [[0; 4]; 2],
-        },
+        handshake: [[0; 3]; 2],
+        counters: Counters([[0; 2]; 2]),
         sequence: [0; 2],
         acknowledged: [0; 2],
         block: TcpBlock::EMPTY,
-        handshake: [0; 2],
+        duration_low: 0,
     };
 
     /// Makes it a free entry, which tells the next one. What else it held is never looked at.
     pub(crate) fn set_free(&mut self, next: u32) {
-        self.rest[0] = 0;
-        self.next = next;
+        self.word = 0;
+        self.addresses = next.into();
     }
 
     /// The connection that the frame of `step` opens; the frame itself is not yet counted.
@@ -375,7 +401,7 @@ impl Entry {
         };
         Self {
             addresses,
-            rest: step.key.rest,
+            word: step.key.rest[0],
             start: step.micros,
             last: step.now as u32,
             marks,
@@ -397,27 +423,22 @@ impl Entry {
 
     #[inline]
     pub(crate) const fn is_free(&self) -> bool {
-        self.rest[0] == 0
+        self.word == 0
     }
 
     #[inline]
     pub(crate) const fn is_ipv6(&self) -> bool {
-        self.rest[0] & flag::V6 != 0
+        self.word & flag::V6 != 0
     }
 
     #[inline]
     pub(crate) const fn protocol(&self) -> u8 {
-        (self.rest[0] >> 8) as u8
+        (self.word >> 8) as u8
     }
 
     #[inline]
     pub(crate) const fn is_tcp(&self) -> bool {
         self.protocol() == protocol::TCP
-    }
-
-    #[inline]
-    pub(crate) const fn is_kept(&self) -> bool {
-        self.marks & mark::KEPT != 0
     }
 
     /// Whether what TCP tells beside its state is kept.
@@ -452,17 +473,21 @@ impl Entry {
         self.marks |= mark::NAMED;
     }
 
-    /// Octets of payload seen of a side.
-    pub(crate) fn payload_octets_of(&self, side: usize) -> u64 {
-        self.counters.of(side)[3]
+    /// Whether payload was seen of a side.
+    pub(crate) const fn has_payload_of(&self, side: usize) -> bool {
+        self.counters.payload_octets(side) > 0
     }
 
-    pub(crate) fn set_kept(&mut self, kept: bool) {
-        self.marks = if kept {
-            self.marks | mark::KEPT
-        } else {
-            self.marks & !mark::KEPT
-        };
+    /// Whether there is more in [`Carried`].
+    #[inline]
+    pub(crate) const fn has_carried(&self) -> bool {
+        self.marks & mark::CARRIED != 0
+    }
+
+    /// The second cache line, to be asked for ahead.
+    #[inline(always)]
+    pub(crate) const fn second_line(&self) -> &[u32; 2] {
+        &self.acknowledged
     }
 
     /// The end that is the initiator: 0 the lower, 1 the higher.
@@ -492,15 +517,16 @@ impl Entry {
         self.state & (state::FIN * 3) == state::FIN * 3
     }
 
-    /// Packets seen of both sides.
+    /// Packets seen of both sides, where they are few; else some number of many.
     #[inline]
-    pub(crate) fn packets(&self) -> u64 {
-        self.counters.packets(0) + self.counters.packets(1)
+    pub(crate) const fn few_packets(&self) -> u64 {
+        self.few_packets_of(0) + self.few_packets_of(1)
     }
 
+    /// The same of one side.
     #[inline]
-    pub(crate) fn packets_of(&self, direction: usize) -> u64 {
-        self.counters.packets(direction)
+    pub(crate) const fn few_packets_of(&self, direction: usize) -> u64 {
+        self.counters.packets(direction) as u64
     }
 
     /// Microseconds from the first frame to `micros`.
@@ -512,7 +538,9 @@ impl Entry {
     /// Whether it is given up before others when the table is full: it has ended, is half-open, or of one packet. Without a branch, as
     /// [`is_ended`](state::is_ended).
     pub(crate) fn is_expendable(&self) -> bool {
-        self.has_ended() | (self.packets() <= 1) | (self.is_tcp() & !self.has(state::ESTABLISHED))
+        self.has_ended()
+            | (self.few_packets() <= 1)
+            | (self.is_tcp() & !self.has(state::ESTABLISHED))
     }
 
     #[inline]
@@ -531,7 +559,23 @@ impl Entry {
         }
     }
 
-    /// Counts the frame of `step`.
+    /// Whether counters of the side that sent the frame of `step` have to [carry](Self::carry) before it is counted.
+    #[inline(always)]
+    pub(crate) const fn are_counters_high(&self, step: &Step) -> bool {
+        self.counters.are_high(step.direction as usize)
+    }
+
+    /// Lets them carry, into what is of this connection.
+    #[cold]
+    pub(crate) fn carry(&mut self, step: &Step, carried: &mut Carried) {
+        if !self.has_carried() {
+            *carried = NO_CARRIED;
+            self.marks |= mark::CARRIED;
+        }
+        self.counters.carry(step.direction as usize, carried);
+    }
+
+    /// Counts the frame of `step`, to counters that are not high.
     #[inline(always)]
     pub(crate) fn count(&mut self, step: &Step) {
         match step.micros.checked_sub(self.start) {
@@ -580,13 +624,11 @@ impl Entry {
 
     /// Notes how long the handshake took, to the client (0) or to the server (1).
     pub(crate) fn set_handshake(&mut self, to: usize, micros: u32) {
-        let [low @ .., high] = small(micros.saturating_add(1));
-        self.handshake[to] = u16::from_le_bytes(low);
-        self.handshake_high[to] = high;
+        self.handshake[to] = small(micros.saturating_add(1));
     }
 
-    fn handshake_to(&self, to: usize) -> Option<u32> {
-        ((u32::from(self.handshake_high[to]) << 16) | u32::from(self.handshake[to])).checked_sub(1)
+    const fn handshake_to(&self, to: usize) -> Option<u32> {
+        value(self.handshake[to]).checked_sub(1)
     }
 
     /// A frame that was overtaken by the first one seen; one from before the clock was set back tells nothing.
@@ -603,6 +645,7 @@ impl Entry {
     pub(crate) fn begin_anew(&mut self, micros: u64) {
         self.start = micros;
         self.counters = Counters::default();
+        self.marks &= !mark::CARRIED;
         self.set_duration(0);
         if self.is_followed() {
             self.block.begin_anew();
@@ -652,8 +695,12 @@ impl Entry {
     }
 
     #[inline(always)]
-    fn side(&self, side: usize) -> Side {
-        let [packets, octets, layer2_octets, payload_octets] = self.counters.of(side);
+    fn side(&self, side: usize, carried: &Carried) -> Side {
+        let [packets, octets, layer2_octets, payload_octets] = if self.has_carried() {
+            self.counters.with(side, carried)
+        } else {
+            self.counters.of(side)
+        };
         let [lowest, highest] = self.ttl[side];
         Side {
             packets,
@@ -677,6 +724,7 @@ impl Entry {
         record: &mut FlowRecord,
         key: &FlowKey,
         events: &TcpEvents,
+        carried: &Carried,
         reason: Option<FlowEndReason>,
     ) {
         // All of them named, so that none is forgotten.
@@ -721,8 +769,8 @@ impl Entry {
                 Vantage::Ingress
             }
         });
-        *forward = self.side(initiator);
-        *reverse = self.side(responder);
+        *forward = self.side(initiator, carried);
+        *reverse = self.side(responder, carried);
         *flow_end_reason = match reason {
             None if self.has_ended() => Some(FlowEndReason::EndOfFlowDetected),
             Some(FlowEndReason::ActiveTimeout) | None => reason,
@@ -756,19 +804,78 @@ impl Entry {
 mod tests {
     use super::*;
 
+    /// As an entry does: first carries, where that has to be, then adds.
+    fn add(
+        counters: &mut Counters,
+        carried: &mut Carried,
+        direction: usize,
+        amounts: [u32; 4],
+    ) -> bool {
+        let are_high = counters.are_high(direction);
+        if are_high {
+            counters.carry(direction, carried);
+        }
+        counters.add(direction, Amounts::new(amounts));
+        are_high
+    }
+
     #[test]
     fn counters_carry() {
-        let mut counters = Counters::default();
+        let (mut counters, mut carried) = (Counters::default(), NO_CARRIED);
         let mut expected = [[0_u64; 4]; 2];
-        for turn in 0..40_u32 {
+        let mut times = 0;
+        for turn in 0..60_u32 {
             let direction = (turn % 2) as usize;
             let amounts = [1, Amounts::MOST, 1 << (turn % 31), Amounts::MOST - turn];
-            counters.add(direction, Amounts::new(amounts));
+            times += u32::from(add(&mut counters, &mut carried, direction, amounts));
             for (sum, amount) in expected[direction].iter_mut().zip(amounts) {
                 *sum += u64::from(amount);
             }
-            assert_eq!([0, 1].map(|direction| counters.of(direction)), expected);
+            let told = [0, 1].map(|direction| counters.with(direction, &carried));
+            assert_eq!(told, expected);
         }
+        assert!(times > 20, "{times}");
+    }
+
+    #[test]
+    fn a_counter_that_is_full_spoils_no_other() {
+        let (mut counters, mut carried) = (Counters::default(), [0, 1 << Counters::PLACES[1]]);
+        // Nearly full, all but the IP octets.
+        carried[1] = (u64::MAX - 3) & !(0xffff << Counters::PLACES[1]);
+        for _ in 0..20 {
+            let most = [Amounts::MOST, 1, Amounts::MOST, Amounts::MOST];
+            add(&mut counters, &mut carried, 1, most);
+        }
+        assert_eq!(counters.with(0, &carried), [0; 4]);
+        let told = counters.with(1, &carried);
+        let sizes = Counters::PLACES
+            .windows(2)
+            .map(|places| places[1] - places[0]);
+        for (place, (counter, size)) in told.into_iter().zip(sizes).enumerate() {
+            let units = counter >> Counters::UNIT_BITS;
+            let expected = if place == 1 { 1 << 16 } else { 1 << size };
+            assert!(
+                (expected..expected + 3).contains(&units),
+                "{place}: {units}"
+            );
+        }
+        assert_eq!(told[1] & ((1 << Counters::UNIT_BITS) - 1), 20);
+    }
+
+    #[test]
+    fn what_was_much_does_not_become_little() {
+        let (mut counters, mut carried) = (Counters::default(), NO_CARRIED);
+        for amount in [Amounts::MOST, 1] {
+            counters.add(0, Amounts::new([amount, 0, amount, 0]));
+        }
+        assert!(counters.are_high(0));
+        counters.carry(0, &mut carried);
+        assert_eq!(counters.packets(0), 1 << Counters::UNIT_BITS);
+        assert_eq!(counters.payload_octets(0), 0);
+        assert_eq!(
+            counters.with(0, &carried),
+            [1 << Counters::BITS, 0, 1 << Counters::BITS, 0]
+        );
     }
 
     #[test]

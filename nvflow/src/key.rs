@@ -50,6 +50,8 @@ pub(crate) mod flag {
     pub(crate) const NETWORK: u64 = 1 << 5;
     /// Always set, so that no key is all zeros.
     pub(crate) const PRESENT: u64 = 1 << 6;
+    /// Where none of these is set, the last word is 0.
+    pub(crate) const EXTRA: u64 = ICMP | VLAN | NETWORK;
 }
 
 impl FlowKey {
@@ -218,6 +220,18 @@ impl FlowKey {
     #[inline]
     pub const fn protocol(&self) -> u8 {
         (self.rest[0] >> 8) as u8
+    }
+
+    /// Whether there is more of it than addresses and [`rest`](Self::rest)'s first word.
+    #[inline]
+    pub(crate) const fn has_extra(&self) -> bool {
+        self.has(flag::EXTRA)
+    }
+
+    /// Whether it is more than one word of addresses and one beside them.
+    #[inline]
+    pub(crate) const fn is_long(&self) -> bool {
+        self.has(flag::V6 | flag::EXTRA)
     }
 
     /// Whether the ports of the ends are known.

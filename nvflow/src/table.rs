@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use nvcapture::wire::Tunnel;
-use nvcapture::{HugeVec, prefetch};
+use nvcapture::{HugeVec, Zero, prefetch};
 
 use crate::app::{Counts, Identifier, ResolvedName};
 use crate::clock::Clock;
-use crate::entry::{Class, Entry, NONE, Step};
+use crate::entry::{Carried, Class, Entry, NONE, Step};
 use crate::index::BucketIndex;
 use crate::tcp::{self, NO_EVENTS, TcpEvents};
-use crate::timers::{BUCKET_SHIFT, Wheel};
+use crate::timers::{BUCKET_SHIFT, Timers, Wheel};
 use crate::{Error, FlowEndReason, FlowKey, FlowRecord, KeyHasher, MeterConfig};
 
 /// Entries looked at, at most, for one that can be given up.
@@ -29,7 +29,8 @@ struct Pool<T: Copy> {
 
 impl<T: Copy> Pool<T> {
     fn new(capacity: usize) -> Result<Self, Error> {
-        let items = HugeVec::with_capacity(capacity).ok_or_else(|| no_memory::<T>(capacity))?;
+        let items =
+            HugeVec::with_capacity(capacity).ok_or_else(|| no_memory(capacity, size_of::<T>()))?;
         Ok(Self { items, free: NONE })
     }
 
@@ -61,22 +62,17 @@ impl<T: Copy> Pool<T> {
     }
 }
 
-fn no_memory<T>(connections: usize) -> Error {
+/// There is none for so many connections of `size` octets each.
+const fn no_memory(connections: usize, size: usize) -> Error {
     Error::Memory {
         connections,
-        octets: connections.saturating_mul(size_of::<T>()),
+        octets: connections.saturating_mul(size),
     }
 }
 
-/// Events of `count` connections, in memory that is not touched before they are written.
-fn zeros(count: usize) -> Result<Vec<TcpEvents>, Error> {
-    // Whether there is so much is asked before it is taken, which cannot fail without ending the program.
-    let mut asked: Vec<TcpEvents> = Vec::new();
-    asked
-        .try_reserve_exact(count)
-        .map_err(|_| no_memory::<TcpEvents>(count))?;
-    drop(std::hint::black_box(asked));
-    Ok(vec![NO_EVENTS; count])
+/// Numbers for each of `count` connections, 0 until they are written.
+fn zeros<T: Zero>(count: usize) -> Result<HugeVec<T>, Error> {
+    HugeVec::zeros(count).ok_or_else(|| no_memory(count, size_of::<T>()))
 }
 
 /// Why a connection was given up for a new one.
@@ -87,16 +83,65 @@ pub(crate) enum Evicted {
     Idle,
 }
 
-/// Whether `entry` is of the connection with that key; `addresses` are those of IPv6.
-#[inline(always)]
-fn is_of(entry: &Entry, addresses: &Pool<[u64; 4]>, key: &FlowKey) -> bool {
-    if entry.rest != key.rest {
-        return false;
+/// What of keys does not fit into an entry.
+#[derive(Debug)]
+struct Keys {
+    /// Of IPv6, in slots of their own.
+    addresses: Pool<[u64; 4]>,
+    /// The last word of those that have one, by the connection's slot.
+    extra: HugeVec<u64>,
+}
+
+impl Keys {
+    /// Whether `entry`, which is in `slot`, is of the connection with that key.
+    #[inline(always)]
+    fn is_of(&self, entry: &Entry, slot: u32, key: &FlowKey) -> bool {
+        if entry.word != key.rest[0] {
+            return false;
+        }
+        let is_between = if key.is_ipv6() {
+            self.addresses.items.get(entry.addresses as usize) == Some(&key.addresses)
+        } else {
+            entry.addresses == key.addresses[0]
+        };
+        is_between && (!key.has_extra() || self.extra.get(slot as usize) == Some(&key.rest[1]))
     }
-    if entry.is_ipv6() {
-        addresses.items.get(entry.addresses as usize) == Some(&key.addresses)
-    } else {
-        entry.addresses == key.addresses[0]
+
+    /// The key of the connection whose `entry` is in `slot`.
+    fn of(&self, entry: &Entry, slot: u32) -> FlowKey {
+        let mut key = FlowKey {
+            addresses: [entry.addresses, 0, 0, 0],
+            rest: [entry.word, 0],
+        };
+        if key.is_ipv6() {
+            key.addresses = self.addresses.items[entry.addresses as usize];
+        }
+        if key.has_extra() {
+            key.rest[1] = self.extra[slot as usize];
+        }
+        key
+    }
+
+    /// Takes the addresses of the connection of `step`; gives what its entry says of them.
+    #[inline(always)]
+    fn take(&mut self, step: &Step) -> u64 {
+        if step.key.is_ipv6() {
+            let addresses = &mut self.addresses;
+            addresses
+                .take(step.key.addresses, |link| link[0] as u32)
+                .into()
+        } else {
+            step.key.addresses[0]
+        }
+    }
+
+    /// Takes the addresses of `entry` back.
+    #[inline(always)]
+    fn give(&mut self, entry: &Entry) {
+        if entry.is_ipv6() {
+            self.addresses
+                .give(entry.addresses as u32, |item, next| item[0] = next.into());
+        }
     }
 }
 
@@ -104,10 +149,11 @@ fn is_of(entry: &Entry, addresses: &Pool<[u64; 4]>, key: &FlowKey) -> bool {
 #[derive(Debug)]
 pub(crate) struct Table {
     entries: Pool<Entry>,
-    addresses: Pool<[u64; 4]>,
-    /// What few segments change, slot by slot; all there from the start, in memory of which only what was written is taken. None without
-    /// TCP metrics.
-    events: Vec<TcpEvents>,
+    keys: Keys,
+    /// By slot what few segments change, and what few connections come to; memory is taken where they do. The first is empty without TCP
+    /// metrics.
+    events: HugeVec<TcpEvents>,
+    carried: HugeVec<Carried>,
     tunnels: HashMap<u32, Tunnel>,
     /// Finds out what connections speak, where that is asked for.
     identifier: Option<Box<Identifier>>,
@@ -115,9 +161,8 @@ pub(crate) struct Table {
     hasher: KeyHasher,
     capacity: usize,
     len: usize,
-    /// Those that are given up first, and all others; by deadline.
-    expendable: Wheel,
-    kept: Wheel,
+    /// By deadline.
+    timers: Timers,
     /// The wheels' bucket that is looked at next.
     at: u64,
     timeouts: [u32; Class::COUNT],
@@ -155,11 +200,14 @@ impl Table {
         ]
         .map(Clock::ticks);
         let followed = if config.tcp_metrics { capacity } else { 0 };
-        let events = zeros(followed)?;
         Ok(Self {
-            events,
             entries: Pool::new(capacity)?,
-            addresses: Pool::new(capacity)?,
+            keys: Keys {
+                addresses: Pool::new(capacity)?,
+                extra: zeros(capacity)?,
+            },
+            events: zeros(followed)?,
+            carried: zeros(capacity)?,
             tunnels: HashMap::new(),
             identifier: config.identify.map(|how| Box::new(Identifier::new(how))),
             index: BucketIndex::new(capacity)?,
@@ -168,8 +216,7 @@ impl Table {
                 .map_or_else(KeyHasher::random, KeyHasher::new),
             capacity,
             len: 0,
-            expendable: Wheel::new(),
-            kept: Wheel::new(),
+            timers: Timers::new(capacity).ok_or_else(|| no_memory(capacity, Timers::SIZE))?,
             at: 0,
             timeouts,
             shortest: timeouts.into_iter().fold(u32::MAX, u32::min),
@@ -212,32 +259,30 @@ impl Table {
     pub(crate) fn prefetch_entry(&self, slot: u32) {
         if let Some(entry) = self.entries.items.get(slot as usize) {
             prefetch(entry);
-            prefetch(&entry.counters);
-            prefetch(&entry.block);
+            prefetch(entry.second_line());
         }
     }
 
-    /// Last, of IPv6 alone: the addresses that the entry refers to.
+    /// Last, where the key does not fit into the entry: what else there is of it.
     #[inline(always)]
-    pub(crate) fn prefetch_addresses(&self, slot: u32) {
-        if let Some(entry) = self.entries.items.get(slot as usize)
-            && let Some(addresses) = self.addresses.items.get(entry.addresses as usize)
+    pub(crate) fn prefetch_key(&self, slot: u32, key: &FlowKey) {
+        if key.has_extra()
+            && let Some(extra) = self.keys.extra.get(slot as usize)
+        {
+            prefetch(extra);
+        }
+        if key.is_ipv6()
+            && let Some(entry) = self.entries.items.get(slot as usize)
+            && let Some(addresses) = self.keys.addresses.items.get(entry.addresses as usize)
         {
             prefetch(addresses);
         }
     }
 
-    /// Beside it, where the timer may be moved: those before and behind it in its bucket.
+    /// Beside it, where the timer may be moved: the links before and behind its own.
     #[inline(always)]
-    pub(crate) fn prefetch_timers(&self, slot: u32) {
-        if let Some(entry) = self.entries.items.get(slot as usize) {
-            for beside in [entry.previous, entry.next] {
-                // Where there is no other entry it is a number beyond all of them.
-                if let Some(entry) = self.entries.items.get(beside as usize) {
-                    prefetch(&entry.next);
-                }
-            }
-        }
+    pub(crate) fn prefetch_beside(&self, slot: u32) {
+        self.timers.prefetch_beside(slot);
     }
 
     #[inline(always)]
@@ -245,7 +290,7 @@ impl Table {
         self.entries
             .items
             .get(slot as usize)
-            .is_some_and(|entry| is_of(entry, &self.addresses, key))
+            .is_some_and(|entry| self.keys.is_of(entry, slot, key))
     }
 
     /// The slot of `key`'s connection.
@@ -278,24 +323,23 @@ impl Table {
 
     /// Opens the connection of `step`, whose frame is not yet counted; there is room.
     pub(crate) fn open(&mut self, step: &Step, tunnel: Option<Tunnel>) -> u32 {
-        let addresses = if step.key.is_ipv6() {
-            self.addresses
-                .take(step.key.addresses, |link| link[0] as u32)
-                .into()
-        } else {
-            step.key.addresses[0]
-        };
+        let addresses = self.keys.take(step);
         let slot = self
             .entries
-            .take(Entry::opened_by(step, addresses), |free| free.next);
+            .take(Entry::opened_by(step, addresses), |free| {
+                free.addresses as u32
+            });
+        if step.key.has_extra() {
+            self.keys.extra[slot as usize] = step.key.rest[1];
+        }
         self.index.insert(step.hash, slot);
         self.len += 1;
         if let Some(tunnel) = tunnel {
             self.tunnels.insert(slot, tunnel);
         }
         let deadline = self.deadline(self.entry(slot), step.now);
-        self.expendable
-            .link(&mut self.entries.items, slot, deadline, self.at);
+        self.timers
+            .start(slot, Wheel::Expendable, deadline, self.at);
         slot
     }
 
@@ -306,13 +350,13 @@ impl Table {
         let Some(entry) = self.entries.items.get_mut(step.candidate as usize) else {
             return false;
         };
-        if !is_of(entry, &self.addresses, &step.key) {
+        if !self.keys.is_of(entry, step.candidate, &step.key) {
             return false;
         }
         let idle = (step.now as u32).wrapping_sub(entry.last);
         // Of a frame from before the start this is more than any timeout.
         let since_start = step.since(entry);
-        if (idle > self.shortest) | (since_start > active) {
+        if (idle > self.shortest) | (since_start > active) | entry.are_counters_high(step) {
             return false;
         }
         if step.has_segment && !tcp::is_in_line(entry, step) {
@@ -342,12 +386,15 @@ impl Table {
         let before = entry.state;
         if step.has_segment {
             // Most that come to no second segment are worth no more work than this. A first one may have been told of in a record before.
-            let goes_on = entry.packets() > 0 || entry.control != [0; 2];
+            let goes_on = entry.few_packets() > 0 || entry.control != [0; 2];
             if self.tcp_metrics && !entry.is_followed() && goes_on {
                 entry.follow();
             }
             let events = self.events.get_mut(slot as usize);
             tcp::follow(entry, events.unwrap_or(&mut NO_EVENTS.clone()), step);
+        }
+        if entry.are_counters_high(step) {
+            entry.carry(step, &mut self.carried[slot as usize]);
         }
         entry.count(step);
         if entry.state != before {
@@ -366,26 +413,15 @@ impl Table {
 
     /// Puts the timer of `slot` where it belongs now.
     fn rearm(&mut self, slot: u32, now: u64) {
-        self.unlink(slot);
         let entry = self.entry(slot);
         let deadline = self.deadline(entry, now);
-        let kept = !entry.is_expendable();
-        self.entries.items[slot as usize].set_kept(kept);
-        let wheel = if kept {
-            &mut self.kept
+        let wheel = if entry.is_expendable() {
+            Wheel::Expendable
         } else {
-            &mut self.expendable
+            Wheel::Kept
         };
-        wheel.link(&mut self.entries.items, slot, deadline, self.at);
-    }
-
-    fn unlink(&mut self, slot: u32) {
-        let wheel = if self.entry(slot).is_kept() {
-            &mut self.kept
-        } else {
-            &mut self.expendable
-        };
-        wheel.unlink(&mut self.entries.items, slot);
+        self.timers.stop(slot);
+        self.timers.start(slot, wheel, deadline, self.at);
     }
 
     /// What is to be said of the connection in `slot`.
@@ -399,9 +435,10 @@ impl Table {
     #[inline(never)]
     pub(crate) fn write(&self, record: &mut FlowRecord, slot: u32, reason: Option<FlowEndReason>) {
         let entry = self.entry(slot);
-        let key = self.key_of(entry);
+        let key = self.keys.of(entry, slot);
         let events = self.events.get(slot as usize).unwrap_or(&NO_EVENTS);
-        entry.write(record, &key, events, reason);
+        let carried = &self.carried[slot as usize];
+        entry.write(record, &key, events, carried, reason);
         record.tunnel = if self.tunnels.is_empty() {
             None
         } else {
@@ -455,18 +492,6 @@ impl Table {
             .flat_map(|identifier| identifier.resolved_names())
     }
 
-    fn key_of(&self, entry: &Entry) -> FlowKey {
-        let addresses = if entry.is_ipv6() {
-            self.addresses.items[entry.addresses as usize]
-        } else {
-            [entry.addresses, 0, 0, 0]
-        };
-        FlowKey {
-            addresses,
-            rest: entry.rest,
-        }
-    }
-
     /// Begins the next record of a connection that goes on.
     pub(crate) fn begin_anew(&mut self, slot: u32, micros: u64) {
         self.entries.items[slot as usize].begin_anew(micros);
@@ -481,36 +506,32 @@ impl Table {
         let entry = self.entry(slot);
         match entry.hash() {
             Some(half) => KeyHasher::whole(half),
-            None => self.hash(&self.key_of(entry)),
+            None => self.hash(&self.keys.of(entry, slot)),
         }
     }
 
-    /// Asks for what it takes to close the connection behind the one of `slot` in its timer's bucket, and for the entry behind that one.
+    /// Asks for what it takes to close the connection behind the one of `slot` in its timer's bucket, and for the entry and the link behind that.
     ///
     /// Those who run out, or are given up, do so in the order of a bucket. That order is none in memory: each would be waited for.
     #[inline]
     pub(crate) fn prefetch_following(&mut self, slot: u32) {
-        let Some(next) = Wheel::following(&self.entries.items, slot) else {
+        let Some(next) = self.timers.following(slot) else {
             return;
         };
         let hash = self.hash_of(next);
         self.ahead = (next, hash);
         self.index.prefetch(hash);
-        if let Some(after) = Wheel::following(&self.entries.items, next) {
+        if let Some(after) = self.timers.following(next) {
             self.prefetch_entry(after);
+            self.timers.prefetch(after);
         }
     }
 
     /// Takes the connection in `slot` out, which has this `hash`.
     pub(crate) fn close(&mut self, slot: u32, hash: u64) {
-        let Entry { addresses, .. } = *self.entry(slot);
-        let is_ipv6 = self.entry(slot).is_ipv6();
         self.index.remove(hash, slot);
-        self.unlink(slot);
-        if is_ipv6 {
-            self.addresses
-                .give(addresses as u32, |item, next| item[0] = next.into());
-        }
+        self.timers.stop(slot);
+        self.keys.give(&self.entries.items[slot as usize]);
         if !self.tunnels.is_empty() {
             self.tunnels.remove(&slot);
         }
@@ -529,14 +550,13 @@ impl Table {
     /// Takes all connections out.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
-        self.addresses.clear();
+        self.keys.addresses.clear();
         self.tunnels.clear();
         if let Some(identifier) = &mut self.identifier {
             identifier.clear();
         }
         self.index.clear();
-        self.expendable.clear();
-        self.kept.clear();
+        self.timers.clear();
         self.len = 0;
         self.ahead.0 = NONE;
     }
@@ -551,10 +571,10 @@ impl Table {
     pub(crate) fn overdue(&mut self, now: u64) -> Option<u32> {
         let end = (now >> BUCKET_SHIFT) + 1;
         // After a leap one turn of the wheels meets every timer.
-        self.at = self.at.max(end.saturating_sub(Wheel::TURN));
+        self.at = self.at.max(end.saturating_sub(Timers::TURN));
         loop {
-            let expendable = self.expendable.first(self.at, end);
-            let kept = self.kept.first(self.at, end);
+            let expendable = self.timers.first(Wheel::Expendable, self.at, end);
+            let kept = self.timers.first(Wheel::Kept, self.at, end);
             let (slot, bucket) = match (expendable, kept) {
                 (Some(a), Some(b)) => {
                     if a.1 <= b.1 {
@@ -587,7 +607,7 @@ impl Table {
             return None;
         }
         for tries in 0.. {
-            let Some((slot, _)) = self.expendable.first(self.at, u64::MAX) else {
+            let Some((slot, _)) = self.timers.first(Wheel::Expendable, self.at, u64::MAX) else {
                 break;
             };
             if tries == MOVES {
@@ -610,14 +630,16 @@ impl Table {
             let slot = match next {
                 Some(slot) => slot,
                 None => {
-                    let Some((slot, bucket)) = self.kept.first(at, self.at + Wheel::TURN) else {
+                    let Some((slot, bucket)) =
+                        self.timers.first(Wheel::Kept, at, self.at + Timers::TURN)
+                    else {
                         break;
                     };
                     at = bucket + 1;
                     slot
                 }
             };
-            next = Wheel::following(&self.entries.items, slot);
+            next = self.timers.following(slot);
             let entry = self.entry(slot);
             let idle = (now as u32).wrapping_sub(entry.last);
             // A timer that is put off goes behind those that are looked at here.

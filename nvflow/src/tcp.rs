@@ -69,11 +69,11 @@ impl std::fmt::Display for TcpState {
 }
 
 /// A number of 24 bits that stops at its end, in the three octets that it takes.
-type Small = [u8; 3];
+pub(crate) type Small = [u8; 3];
 
 const MOST: u32 = (1 << 24) - 1;
 
-const fn value([a, b, c]: Small) -> u32 {
+pub(crate) const fn value([a, b, c]: Small) -> u32 {
     u32::from_le_bytes([a, b, c, 0])
 }
 
@@ -109,7 +109,7 @@ mod wait {
     pub(super) const EVENTS: u32 = 1 << 31;
 }
 
-/// What TCP tells beside its state and any segment may change, per direction: half a cache line.
+/// What TCP tells beside its state and any segment may change, per direction.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct TcpBlock {
@@ -126,8 +126,7 @@ const _: () = assert!(size_of::<TcpBlock>() == 28);
 
 /// What few segments change, per direction: it lies elsewhere, so that the others need not wait for it.
 ///
-/// Counts are kept in 24 bits, so they stop at 16.7 million. An array of octets, so that a table of them is taken as the zeros that new
-/// memory has, untouched.
+/// Counts are kept in 24 bits, so they stop at 16.7 million.
 pub(crate) type TcpEvents = [[Small; 2]; 4];
 
 /// None yet.
@@ -504,7 +503,7 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
             if syn
                 && !is_established
                 && entry.initiator() == other
-                && entry.packets_of(other) == 1
+                && entry.few_packets_of(other) == 1
                 && acknowledgment == entry.sequence[other]
             {
                 let rtt = entry.since_start(step.micros).min(u32::MAX.into()) as u32;

@@ -408,6 +408,66 @@ fn the_active_timeout_makes_a_record_and_goes_on() {
     );
 }
 
+/// Frames that say they were of nearly 2 GiB each, as the longest that is believed.
+#[test]
+fn no_count_is_too_large() {
+    const LENGTH: u32 = (1 << 31) - 1;
+    let server = v4(1, 80);
+    let connection = |at: u64, client: End| {
+        let ends = (client, server);
+        let mut made = vec![
+            tcp(at, ends, SYN, (0, 0), 0),
+            tcp(at + 1, back(ends), SYN | ACK, (0, 1), 0),
+        ];
+        made.extend((2..30).map(|turn| tcp(at + turn, ends, ACK, (1, 1), 0)));
+        made.push(tcp(at + 30, back(ends), RST | ACK, (1, 1), 0));
+        made
+    };
+    let observe = |meter: &mut Meter, records: &mut Vec<FlowRecord>, made: &[Made], length| {
+        let frames = made.iter().map(|made| {
+            let mut meta = *made.frame().meta();
+            meta.wire_len = length;
+            Frame::new(&made.octets, meta)
+        });
+        let Ok(_) = meter.observe(frames, records);
+    };
+    let layer2 = |records: &[FlowRecord]| -> Vec<_> {
+        let of =
+            |record: &FlowRecord| [&record.forward, &record.reverse].map(|side| side.layer2_octets);
+        records.iter().map(of).collect()
+    };
+    let config = MeterConfig {
+        max_connections: 1,
+        ..MeterConfig::default()
+    };
+    let mut meter = Meter::new(config).expect("memory");
+    let mut records = Vec::new();
+    // One takes the place of another, and of itself: an hour later there is a record in between.
+    observe(&mut meter, &mut records, &connection(0, v4(9, 1)), LENGTH);
+    observe(&mut meter, &mut records, &connection(100, v4(9, 2)), 60);
+    observe(
+        &mut meter,
+        &mut records,
+        &connection(200, v4(9, 3))[..30],
+        LENGTH,
+    );
+    let later = (1..40).map(|minute| tcp(minute * 60_000, (v4(9, 3), server), ACK, (1, 1), 0));
+    observe(&mut meter, &mut records, &later.collect::<Vec<_>>(), 60);
+    let Ok(_) = meter.finish(&mut records);
+    let [most, little] = [LENGTH, 60].map(u64::from);
+    let reported = layer2(&records)[2][0];
+    assert_eq!(
+        layer2(&records),
+        [
+            [29 * most, 2 * most],
+            [29 * little, 2 * little],
+            [reported, most],
+            [29 * most + 39 * little - reported, 0],
+        ]
+    );
+    assert!(reported > 29 * most && reported < 29 * most + 39 * little);
+}
+
 #[test]
 fn time_may_step_back_or_leap() {
     let at = |millis, port| udp(millis, v4(1, port), v4(2, 53), 10);
@@ -705,6 +765,61 @@ fn what_was_idle_for_too_long_at_the_end_ended_by_that() {
             (other.0.0, Some(FlowEndReason::ForcedEnd)),
         ]
     );
+}
+
+/// Each in its turn in the place of another one, in a table that has no more room.
+#[test]
+fn the_same_ends_on_several_vlans_are_several_connections() {
+    let tagged = |mut made: Made, vlan: u8| {
+        if vlan > 0 {
+            made.octets.splice(12..12, [0x81, 0, 0, vlan]);
+        }
+        made
+    };
+    let rounds: [&[u8]; 4] = [&[0, 1, 2], &[2, 0, 1], &[1, 2, 0], &[3, 4]];
+    let mut made = Vec::new();
+    for (round, vlans) in (0..).zip(rounds) {
+        let number = 10_000 * round;
+        let all = http(u64::from(number), ends(CLIENT), (number, number));
+        for (place, frame) in all.iter().enumerate() {
+            // All but the third are closed by FIN; that one is replaced by what begins anew, or in the end runs out.
+            let open = if place < 7 { vlans } else { &vlans[..2] };
+            made.extend(open.iter().map(|&vlan| tagged(frame.clone(), vlan)));
+        }
+    }
+    made.push(udp(1_000_000_000, v4(3, 1), v4(4, 53), 1));
+    let config = MeterConfig {
+        max_connections: 3,
+        ..MeterConfig::default()
+    };
+    let mut told: Vec<_> = meter(config, &made)
+        .iter()
+        .filter(|record| record.source.port == CLIENT)
+        .map(|record| {
+            let packets = (record.forward.packets, record.reverse.packets);
+            (record.vlan_id, packets, record.flow_end_reason)
+        })
+        .collect();
+    let all = ((6, 4), Some(FlowEndReason::EndOfFlowDetected));
+    let replaced = ((4, 3), Some(FlowEndReason::EndOfFlowDetected));
+    let overdue = ((4, 3), Some(FlowEndReason::IdleTimeout));
+    let mut expected = Vec::new();
+    for (vlan, records) in [
+        (None, &[all, all, overdue][..]),
+        (Some(1), &[all, replaced, all]),
+        (Some(2), &[replaced, all, all]),
+        (Some(3), &[all]),
+        (Some(4), &[all]),
+    ] {
+        expected.extend(
+            records
+                .iter()
+                .map(|&(packets, reason)| (vlan, packets, reason)),
+        );
+    }
+    // Of one VLAN they come in their order.
+    told.sort_by_key(|told| told.0);
+    assert_eq!(told, expected);
 }
 
 #[test]

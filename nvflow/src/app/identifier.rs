@@ -158,7 +158,7 @@ impl Identifier {
                 self.datagram(entries, slot, step, payload);
                 let entry = &mut entries[slot as usize];
                 if !entry.is_settled(side)
-                    && entry.packets_of(side) + 1 >= TRIES
+                    && entry.few_packets_of(side) + 1 >= TRIES
                     && !self.learner.follows(slot)
                 {
                     self.conclude_side(entry, slot, side);
@@ -179,9 +179,8 @@ impl Identifier {
         {
             return false;
         }
-        let is_beginning =
-            entry.payload_octets_of(side) == 0 && entry.control[side] & control::SYN != 0;
-        if is_beginning || entry.packets_of(side) + 1 >= TRIES {
+        let is_beginning = !entry.has_payload_of(side) && entry.control[side] & control::SYN != 0;
+        if is_beginning || entry.few_packets_of(side) + 1 >= TRIES {
             entry.settle(side);
         }
         true
@@ -214,7 +213,7 @@ impl Identifier {
             }
         }
         let saw_syn = entry.control[side] & control::SYN != 0;
-        let is_first = entry.payload_octets_of(side) == 0;
+        let is_first = !entry.has_payload_of(side);
         let base = if saw_syn && is_first {
             entry.sequence[side]
         } else {
@@ -237,7 +236,7 @@ impl Identifier {
                 .start(entries, slot, side, (base, is_beginning))
                 .put(0, front),
             // Where the beginning was not seen, a later packet may begin something.
-            Verdict::No if !is_beginning && entry.packets_of(side) + 1 < TRIES => {}
+            Verdict::No if !is_beginning && entry.few_packets_of(side) + 1 < TRIES => {}
             verdict => self.decide(entry, slot, side, verdict, Moment::of(step)),
         }
     }
