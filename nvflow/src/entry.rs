@@ -82,6 +82,12 @@ impl Counters {
     /// of each in a record, of more it is not known how many.
     const PLACES: [u32; 5] = [0, 13, 30, 47, 64];
 
+    /// Where each of them begins, and the most of it.
+    fn places() -> impl Iterator<Item = (u32, u64)> {
+        let of = |ends: &[u32]| (ends[0], (1 << (ends[1] - ends[0])) - 1);
+        Self::PLACES.windows(2).map(of)
+    }
+
     /// Whether those of a direction have to [carry](Self::carry) before they are added to.
     #[inline(always)]
     const fn are_high(&self, direction: usize) -> bool {
@@ -99,16 +105,15 @@ impl Counters {
 
     fn carry(&mut self, direction: usize, carried: &mut Carried) {
         let mut each = Amounts(self.0[direction]).each();
-        for (counter, places) in each.iter_mut().zip(Self::PLACES.windows(2)) {
+        for (counter, (place, most)) in each.iter_mut().zip(Self::places()) {
             if *counter >> Self::BITS == 0 {
                 continue;
             }
             let units = (*counter >> Self::UNIT_BITS) - 1;
             *counter -= units << Self::UNIT_BITS;
-            let most = (1 << (places[1] - places[0])) - 1;
-            let before = carried[direction] >> places[0] & most;
+            let before = carried[direction] >> place & most;
             let after = most.min(before + u64::from(units));
-            carried[direction] += (after - before) << places[0];
+            carried[direction] += (after - before) << place;
         }
         self.0[direction] = Amounts::packed(each);
     }
@@ -122,9 +127,8 @@ impl Counters {
     /// All.
     fn with(&self, direction: usize, carried: &Carried) -> [u64; 4] {
         let mut all = self.of(direction);
-        for (counter, places) in all.iter_mut().zip(Self::PLACES.windows(2)) {
-            let most = (1 << (places[1] - places[0])) - 1;
-            *counter += (carried[direction] >> places[0] & most) << Self::UNIT_BITS;
+        for (counter, (place, most)) in all.iter_mut().zip(Self::places()) {
+            *counter += (carried[direction] >> place & most) << Self::UNIT_BITS;
         }
         all
     }
@@ -839,19 +843,16 @@ mod tests {
 
     #[test]
     fn a_counter_that_is_full_spoils_no_other() {
-        let (mut counters, mut carried) = (Counters::default(), [0, 1 << Counters::PLACES[1]]);
         // Nearly full, all but the IP octets.
-        carried[1] = (u64::MAX - 3) & !(0xffff << Counters::PLACES[1]);
+        let nearly = (u64::MAX - 3) & !(0xffff << 13);
+        let (mut counters, mut carried) = (Counters::default(), [0, nearly]);
         for _ in 0..20 {
             let most = [Amounts::MOST, 1, Amounts::MOST, Amounts::MOST];
             add(&mut counters, &mut carried, 1, most);
         }
         assert_eq!(counters.with(0, &carried), [0; 4]);
         let told = counters.with(1, &carried);
-        let sizes = Counters::PLACES
-            .windows(2)
-            .map(|places| places[1] - places[0]);
-        for (place, (counter, size)) in told.into_iter().zip(sizes).enumerate() {
+        for (place, (counter, size)) in told.into_iter().zip([13, 17, 17, 17]).enumerate() {
             let units = counter >> Counters::UNIT_BITS;
             let expected = if place == 1 { 1 << 16 } else { 1 << size };
             assert!(

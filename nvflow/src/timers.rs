@@ -171,10 +171,8 @@ impl Timers {
     pub(crate) fn prefetch_beside(&self, slot: u32) {
         if let Some(&Link { next, previous }) = self.links.get(slot as usize) {
             for beside in [next, previous] {
-                // The number of a list is beyond all slots.
-                if let Some(link) = self.links.get(beside as usize) {
-                    prefetch(link);
-                }
+                // Where that is a list, its number is beyond all slots.
+                self.prefetch(beside);
             }
         }
     }
