@@ -4,14 +4,11 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
-use nvflow::{
-    Columns, Endpoint, Field, FlowEndReason, FlowRecord, TcpRecord, TcpSide, TcpState, Value,
-    Vantage,
-};
+use nvflow::{Columns, Endpoint, Field, FlowEndReason, FlowRecord, Value, Vantage};
 
 use crate::escape;
 use crate::events::Event;
-use crate::render::alike::Rest;
+use crate::render::alike::Alike;
 use crate::render::gather::{Gather, Line, Second, Short};
 use crate::render::order::handshake_rtt;
 use crate::render::table::{Column, Fit, Layout, shortened};
@@ -45,35 +42,6 @@ static KEYS: [Short; Field::ALL.len()] = {
 /// No value that is not a text is longer, be it an address of IPv6 in quotes or two times.
 const LONGEST_VALUE: usize = 48;
 
-/// The states of TCP with their key.
-static STATES: [Short; TcpState::ALL.len()] = {
-    let mut states = [Short::EMPTY; TcpState::ALL.len()];
-    let mut place = 0;
-    while place < states.len() {
-        let state = TcpState::ALL[place];
-        assert!(state as usize == place);
-        states[place] = KEYS[Field::State as usize]
-            .and(b"\"")
-            .and(state.as_str().as_bytes())
-            .and(b"\"");
-        place += 1;
-    }
-    states
-};
-
-/// What went wrong in a TCP connection, most of the time nothing: with all keys.
-static NO_EVENTS: Short<224> = {
-    let mut all = Short::EMPTY;
-    let mut place = FIRST_EVENT;
-    while place <= LAST_EVENT {
-        all = all.and(KEYS[place].octets()).and(b"0");
-        place += 1;
-    }
-    all
-};
-const FIRST_EVENT: usize = Field::Retransmitted as usize;
-const LAST_EVENT: usize = Field::ReverseZeroWindows as usize;
-
 /// One JSON object a line; its keys are those of [`Field`], in their order.
 #[derive(Debug)]
 pub(crate) struct Json<W> {
@@ -81,7 +49,7 @@ pub(crate) struct Json<W> {
     event: Option<Event>,
     /// That of the last start and of the last end.
     seconds: [Second; 2],
-    rest: Rest,
+    alike: Alike,
 }
 
 impl<W: Write> Json<W> {
@@ -90,7 +58,7 @@ impl<W: Write> Json<W> {
             out: Gather::new(out),
             event: None,
             seconds: Default::default(),
-            rest: Rest::default(),
+            alike: Alike::default(),
         }
     }
 
@@ -112,10 +80,9 @@ impl<W: Write> Lines for Json<W> {
             line,
             goes_on: self.event.is_some(),
             record,
-            has_events: false,
             seconds: &mut self.seconds,
         };
-        let mut line = self.rest.write(record, object).line;
+        let mut line = self.alike.write(record, object).line;
         line.octet(b'}');
         let made = line.end();
         self.out.take(made)
@@ -130,23 +97,6 @@ impl<W: Write> Lines for Json<W> {
     }
 }
 
-/// Whether a segment of either side did anything but carry on.
-#[inline(always)]
-fn has_events(tcp: &TcpRecord) -> bool {
-    let of = |side: &TcpSide| {
-        // All of them named, so that none is forgotten.
-        let TcpSide {
-            smoothed_rtt_micros: _,
-            retransmitted_segments,
-            out_of_order_segments,
-            duplicate_acks,
-            zero_windows,
-        } = *side;
-        retransmitted_segments | out_of_order_segments | duplicate_acks | zero_windows
-    };
-    of(&tcp.forward) | of(&tcp.reverse) != 0
-}
-
 /// A JSON object in the making.
 struct Object<'a> {
     line: Line<'a>,
@@ -154,48 +104,20 @@ struct Object<'a> {
     goes_on: bool,
     /// What is written: of some fields more is known than their value tells.
     record: &'a FlowRecord,
-    /// Known from the first field on that tells of events.
-    has_events: bool,
     seconds: &'a mut [Second; 2],
 }
 
 impl Object<'_> {
-    /// Puts down what can be put down with its key at once; whether `field` was one of that.
+    /// The end of which `field` is the address of IPv4, which is there in most records.
+    ///
+    /// Not by way of its value: of one that may be of IPv6 too only memory is large enough, and what comes from there is waited for.
     #[inline(always)]
-    fn at_once(&mut self, field: Field) -> bool {
-        let place = field as usize;
-        // Not by way of its value: of one that may be of IPv6 too only memory is large enough, and what comes from there is waited for.
-        let end = match field {
+    const fn end_in(&self, field: Field) -> Option<&Endpoint> {
+        match field {
             Field::SourceIpv4 => Some(&self.record.source),
             Field::DestinationIpv4 => Some(&self.record.destination),
             _ => None,
-        };
-        if let Some(end) = end {
-            if let (IpAddr::V4(address), Some(key)) = (&end.address, KEYS.get(place)) {
-                self.line.short(key);
-                quoted(&mut self.line, IpAddr::V4(*address));
-            }
-            return true;
         }
-        let Some(tcp) = &self.record.tcp else {
-            return false;
-        };
-        if place == Field::State as usize {
-            if let Some(state) = STATES.get(tcp.state as usize) {
-                self.line.short(state);
-            }
-            return true;
-        }
-        if !(FIRST_EVENT..=LAST_EVENT).contains(&place) {
-            return false;
-        }
-        if place == FIRST_EVENT {
-            self.has_events = has_events(tcp);
-            if !self.has_events {
-                self.line.short(&NO_EVENTS);
-            }
-        }
-        !self.has_events
     }
 }
 
@@ -208,13 +130,17 @@ impl<'a> AsMut<Line<'a>> for Object<'a> {
 impl<'r> Columns<'r> for Object<'_> {
     #[inline(always)]
     fn column(&mut self, field: Field, value: Option<Value<'r>>) {
-        if self.at_once(field) {
-            return;
-        }
         const CLIENT: Short = Short::new(&["\"client\":"]);
         const SERVER: Short = Short::new(&["\"server\":"]);
         // As the first key of all, but behind another one.
         const FIRST: Short = Short::new(&[",\"", Field::ALL[0].name(), "\":"]);
+        if let Some(end) = self.end_in(field) {
+            if let (IpAddr::V4(address), Some(key)) = (end.address, KEYS.get(field as usize)) {
+                self.line.short(key);
+                quoted(&mut self.line, address.into());
+            }
+            return;
+        }
         let out = &mut self.line;
         let Some(value) = value else { return };
         if field as usize == 0 && self.goes_on {
@@ -283,7 +209,7 @@ pub(crate) struct Csv<W> {
     out: Gather<W>,
     header: bool,
     event: Option<Event>,
-    rest: Rest,
+    alike: Alike,
 }
 
 impl<W: Write> Csv<W> {
@@ -292,7 +218,7 @@ impl<W: Write> Csv<W> {
             out: Gather::new(out),
             header,
             event: None,
-            rest: Rest::default(),
+            alike: Alike::default(),
         }
     }
 
@@ -331,7 +257,7 @@ impl<W: Write> Lines for Csv<W> {
             line.text(event.name());
             line.octet(b',');
         }
-        let Row(line) = self.rest.write(record, Row(line));
+        let Row(line) = self.alike.write(record, Row(line));
         let made = line.end();
         self.out.take(made)
     }
