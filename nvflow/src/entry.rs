@@ -242,6 +242,12 @@ pub(crate) enum Class {
 
 impl Class {
     pub(crate) const COUNT: usize = 7;
+
+    /// That of TCP in a [`state`].
+    #[inline(always)]
+    pub(crate) fn of_tcp(state: u8) -> Self {
+        TCP_CLASSES[usize::from(state)]
+    }
 }
 
 /// The class of each [`state`]: looked up, since what state a connection is in when it changes is as good as random.
@@ -549,14 +555,8 @@ impl Entry {
 
     #[inline]
     pub(crate) fn class(&self) -> Class {
-        self.class_in(self.state)
-    }
-
-    /// The class it has, or had, in that TCP state.
-    #[inline(always)]
-    pub(crate) fn class_in(&self, state: u8) -> Class {
         match self.protocol() {
-            protocol::TCP => TCP_CLASSES[usize::from(state)],
+            protocol::TCP => Class::of_tcp(self.state),
             protocol::UDP => Class::Udp,
             protocol::ICMP | protocol::ICMPV6 => Class::Icmp,
             _ => Class::Other,

@@ -385,30 +385,23 @@ impl Table {
         let entry = &mut self.entries.items[slot as usize];
         let before = entry.state;
         if step.has_segment {
-            // Most that come to no second segment are worth no more work than this. A first one may have been told of in a record before.
-            let goes_on = entry.few_packets() > 0 || entry.control != [0; 2];
-            if self.tcp_metrics && !entry.is_followed() && goes_on {
-                entry.follow();
-            }
-            let events = self.events.get_mut(slot as usize);
-            tcp::follow(entry, events.unwrap_or(&mut NO_EVENTS.clone()), step);
+            tcp::follow(entry, &mut self.events, slot, step, self.tcp_metrics);
         }
         if entry.are_counters_high(step) {
             entry.carry(step, &mut self.carried[slot as usize]);
         }
         entry.count(step);
-        if entry.state != before {
-            self.follow_state(slot, before, step.now);
+        let after = entry.state;
+        if after != before && self.runs_out_sooner(before, after) {
+            self.rearm(slot, step.now);
         }
     }
 
-    /// Puts the timer of `slot` where it belongs, if its TCP state, which was `before`, makes it run out sooner now.
-    fn follow_state(&mut self, slot: u32, before: u8, now: u64) {
-        let entry = self.entry(slot);
-        let (before, after) = (entry.class_in(before), entry.class());
-        if self.timeouts[after as usize] < self.timeouts[before as usize] {
-            self.rearm(slot, now);
-        }
+    /// Whether a connection of TCP may be idle for less long in the state `after` than in the one `before`.
+    #[inline(always)]
+    fn runs_out_sooner(&self, before: u8, after: u8) -> bool {
+        let timeout = |state| self.timeouts[Class::of_tcp(state) as usize];
+        timeout(after) < timeout(before)
     }
 
     /// Puts the timer of `slot` where it belongs now.

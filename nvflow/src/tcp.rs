@@ -182,20 +182,17 @@ impl TcpBlock {
         }
     }
 
-    /// Counts an acknowledgment sent again by `side`.
+    /// Counts that it happened to `side`; `events` are of all connections, this one's in `slot`, or there are none.
     #[cold]
-    pub(crate) fn duplicate_ack(&mut self, events: &mut TcpEvents, side: usize) {
-        increment(&mut self.happens(events)[DUPLICATE_ACKS][side]);
-    }
-
-    /// The events, to be written.
-    #[cold]
-    fn happens<'e>(&mut self, events: &'e mut TcpEvents) -> &'e mut TcpEvents {
+    fn happens(&mut self, events: &mut [TcpEvents], slot: u32, what: usize, side: usize) {
+        let Some(events) = events.get_mut(slot as usize) else {
+            return;
+        };
         if self.word[0] & wait::EVENTS == 0 {
             *events = NO_EVENTS;
             self.word[0] |= wait::EVENTS;
         }
-        events
+        increment(&mut events[what][side]);
     }
 
     pub(crate) fn side(&self, events: &TcpEvents, side: usize) -> TcpSide {
@@ -227,7 +224,8 @@ impl TcpBlock {
     #[cold]
     fn sent_out_of_line(
         &mut self,
-        events: &mut TcpEvents,
+        events: &mut [TcpEvents],
+        slot: u32,
         step: &Step,
         side: usize,
         expected: u32,
@@ -246,7 +244,7 @@ impl TcpBlock {
                 self.since[side] = time;
                 self.wait_for(side, wait::GAP);
             } else {
-                increment(&mut self.happens(events)[RETRANSMITTED][side]);
+                self.happens(events, slot, RETRANSMITTED, side);
                 self.wait_for(side, wait::NOTHING);
             }
             return;
@@ -262,12 +260,12 @@ impl TcpBlock {
         let fills =
             self.waits_for(side) == wait::GAP && distance(segment.sequence, self.number[side]) >= 0;
         if fills && time.wrapping_sub(self.since[side]) < REORDERING {
-            increment(&mut self.happens(events)[OUT_OF_ORDER][side]);
+            self.happens(events, slot, OUT_OF_ORDER, side);
             if segment.sequence == self.number[side] {
                 self.number[side] = end;
             }
         } else {
-            increment(&mut self.happens(events)[RETRANSMITTED][side]);
+            self.happens(events, slot, RETRANSMITTED, side);
             self.wait_for(side, wait::NOTHING);
         }
     }
@@ -387,25 +385,48 @@ pub(crate) fn replaces(entry: &Entry, step: &Step) -> bool {
     !(entry.control[other] & control::ACK != 0 && entry.acknowledged[other] == next)
 }
 
-/// Whether [`follow_in_line`] does for the segment of `step` what [`follow`] does, as it does for nearly all: nothing but ACK and PSH, of an
-/// established connection both sides of which were seen, beginning where the last one ended.
+/// Whether the segment of `step` begins where the last one of its side ended, and acknowledges, in a connection both sides of which were seen and
+/// that is established; with none of the control bits in `others`, and none of the state beside that in `state`.
 #[inline(always)]
-pub(crate) fn is_in_line(entry: &Entry, step: &Step) -> bool {
-    const SPECIAL: u16 = control::SYN | control::FIN | control::RST | control::ACK;
+const fn is_next(entry: &Entry, step: &Step, others: u16, state: u8) -> bool {
+    const STATE: u8 = state::ESTABLISHED | state::BOTH_ACKNOWLEDGED;
     let segment = &step.segment;
     // What differs, all together: a branch for each would be mispredicted more often.
-    let others = u32::from((segment.control & SPECIAL) ^ control::ACK)
-        | u32::from(entry.state ^ (state::ESTABLISHED | state::BOTH_ACKNOWLEDGED))
+    let differs = ((segment.control & (others | control::ACK)) ^ control::ACK) as u32
+        | ((entry.state & (state | STATE)) ^ STATE) as u32
         | (segment.sequence ^ entry.sequence[step.direction as usize]);
-    (others == 0) & (segment.window != 0)
+    (differs == 0) & (segment.window != 0)
+}
+
+/// Whether [`follow_in_line`] does for the segment of `step` all that there is to do, as it does for nearly all: nothing but ACK and PSH.
+#[inline(always)]
+pub(crate) const fn is_in_line(entry: &Entry, step: &Step) -> bool {
+    is_next(
+        entry,
+        step,
+        control::SYN | control::FIN | control::RST,
+        u8::MAX,
+    )
 }
 
 /// Follows a connection through a segment that [is in line](is_in_line); `events` are of all connections, or there are none.
 #[inline(always)]
 pub(crate) fn follow_in_line(entry: &mut Entry, events: &mut [TcpEvents], step: &Step) {
+    let is_duplicate = follow_next(entry, step, step.payload_octets());
+    if is_duplicate {
+        let side = step.direction as usize;
+        entry
+            .block
+            .happens(events, step.candidate, DUPLICATE_ACKS, side);
+    }
+}
+
+/// Follows a connection through a segment that is the next one and takes so many sequence numbers, but for the state; whether it is an
+/// acknowledgment sent again.
+#[inline(always)]
+fn follow_next(entry: &mut Entry, step: &Step, octets: u32) -> bool {
     let segment = &step.segment;
     let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
-    let octets = step.payload_octets();
     let end = segment.sequence.wrapping_add(octets);
     entry.sequence[side] = end;
     let progress = acknowledgment_progress(entry, side, segment);
@@ -416,7 +437,7 @@ pub(crate) fn follow_in_line(entry: &mut Entry, events: &mut [TcpEvents], step: 
     );
     entry.control[side] |= segment.control;
     if !entry.is_followed() {
-        return;
+        return false;
     }
     let time = step.micros as u32;
     let block = &mut entry.block;
@@ -426,14 +447,65 @@ pub(crate) fn follow_in_line(entry: &mut Entry, events: &mut [TcpEvents], step: 
     let is_duplicate = (news == 0) & (distance(entry.sequence[other], segment.acknowledgment) > 0);
     block.window[side] = segment.window;
     let _ = block.acknowledged(other, segment.acknowledgment, time, true);
-    if is_duplicate && let Some(events) = events.get_mut(step.candidate as usize) {
-        block.duplicate_ack(events, side);
+    is_duplicate
+}
+
+/// Follows the connection in `slot` through the segment of `step`, which is not yet counted; with all that TCP tells if `is_followed` says so.
+#[inline(always)]
+pub(crate) fn follow(
+    entry: &mut Entry,
+    events: &mut [TcpEvents],
+    slot: u32,
+    step: &Step,
+    is_followed: bool,
+) {
+    if is_next(entry, step, control::SYN | control::RST, 0) {
+        // The end of a connection, most of the time.
+        let segment = &step.segment;
+        let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
+        let fin = segment.has(control::FIN);
+        let octets = step.payload_octets().wrapping_add(fin.into());
+        if follow_next(entry, step, octets) {
+            entry.block.happens(events, slot, DUPLICATE_ACKS, side);
+        }
+        entry.state |= acknowledged_fin(entry, other, segment);
+        if fin {
+            follow_fin(entry, side, other, entry.sequence[side]);
+        }
+        return;
+    }
+    // Most that come to no second segment are worth no more work than this. A first one may have been told of in a record before.
+    let goes_on = entry.few_packets() > 0 || entry.control != [0; 2];
+    if is_followed && !entry.is_followed() && goes_on {
+        entry.follow();
+    }
+    follow_any(entry, events, slot, step);
+}
+
+/// The state in which the acknowledgment in `segment` puts a connection: of the FIN of `other`, if that is what it acknowledges.
+#[inline(always)]
+fn acknowledged_fin(entry: &Entry, other: usize, segment: &Segment) -> u8 {
+    let acknowledges_fin = entry.has(state::FIN << other)
+        & (distance(segment.acknowledgment, entry.sequence[other]) >= 0);
+    u8::from(acknowledges_fin) * (state::FIN_ACKED << other)
+}
+
+/// Follows a connection through a FIN of `side`, whose segment has its `end` behind that.
+#[inline(always)]
+fn follow_fin(entry: &mut Entry, side: usize, other: usize, end: u32) {
+    if side == 1 && !entry.has(state::FIN) {
+        entry.state |= state::HIGH_FIRST;
+    }
+    entry.state |= state::FIN << side;
+    let acked = entry.control[other] & control::ACK != 0;
+    if acked && distance(entry.acknowledged[other], end) >= 0 {
+        entry.state |= state::FIN_ACKED << side;
     }
 }
 
-/// Follows the connection in `entry` through the segment of `step`, which is not yet counted.
+/// As [`follow`], of whatever segment.
 #[inline(always)]
-pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
+fn follow_any(entry: &mut Entry, events: &mut [TcpEvents], slot: u32, step: &Step) {
     let segment = &step.segment;
     let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
     let (syn, fin, rst, ack) = (
@@ -488,7 +560,7 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
         if skipped != 0 {
             entry
                 .block
-                .sent_out_of_line(events, step, side, expected, end);
+                .sent_out_of_line(events, slot, step, side, expected, end);
         }
         if ack && other_known {
             let acknowledgment = segment.acknowledgment;
@@ -497,7 +569,7 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
                 & (segment.window == entry.block.window[side])
                 & (distance(entry.sequence[other], acknowledgment) > 0)
             {
-                increment(&mut entry.block.happens(events)[DUPLICATE_ACKS][side]);
+                entry.block.happens(events, slot, DUPLICATE_ACKS, side);
             }
             let is_established = entry.has(state::ESTABLISHED);
             if syn
@@ -521,7 +593,7 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
         }
         entry.block.window[side] = segment.window;
         if segment.window == 0 && !syn && !fin {
-            increment(&mut entry.block.happens(events)[ZERO_WINDOWS][side]);
+            entry.block.happens(events, slot, ZERO_WINDOWS, side);
         }
     }
 
@@ -531,21 +603,12 @@ pub(crate) fn follow(entry: &mut Entry, events: &mut TcpEvents, step: &Step) {
             segment.acknowledgment,
             entry.acknowledged[side],
         );
-        let acknowledges_fin = entry.has(state::FIN << other)
-            & (distance(segment.acknowledgment, entry.sequence[other]) >= 0);
-        entry.state |= u8::from(acknowledges_fin) * (state::FIN_ACKED << other);
+        entry.state |= acknowledged_fin(entry, other, segment);
         let establishes = !syn & ((entry.initiator() == side) | (step.payload_octets() > 0));
         entry.state |= u8::from(establishes) * state::ESTABLISHED;
     }
     if fin {
-        if side == 1 && !entry.has(state::FIN) {
-            entry.state |= state::HIGH_FIRST;
-        }
-        entry.state |= state::FIN << side;
-        let acked = entry.control[other] & control::ACK != 0;
-        if acked && distance(entry.acknowledged[other], end) >= 0 {
-            entry.state |= state::FIN_ACKED << side;
-        }
+        follow_fin(entry, side, other, end);
     }
     entry.control[side] |= segment.control;
     if entry.control[0] & entry.control[1] & control::ACK != 0 {
@@ -580,4 +643,104 @@ fn is_plausible_reset(entry: &Entry, step: &Step) -> bool {
         return near(distance(segment.sequence, entry.sequence[side]));
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Direction;
+    use crate::entry::Amounts;
+
+    /// Segments of one connection, most of them the next one, in all states there are.
+    fn segments(mut state: u64) -> Vec<Step> {
+        let mut random = move |below: u32| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005) + 1;
+            (state >> 33) as u32 % below
+        };
+        let mut next = [u32::MAX - 20, 7];
+        let mut micros = 0;
+        (0..40)
+            .map(|place| {
+                let side = random(2) as usize;
+                let control = match (place, random(25)) {
+                    (0, _) => control::SYN,
+                    (1, _) => control::SYN | control::ACK,
+                    (_, 0) => random(1 << 9) as u16,
+                    (_, 1) => control::FIN,
+                    (_, 2) => control::ACK | control::FIN,
+                    (_, 3..10) => control::ACK | control::PSH,
+                    _ => control::ACK,
+                };
+                let octets = [0, 1, 100][random(3) as usize];
+                let near = |of: u32, by: u32| of.wrapping_add(by).wrapping_sub(2);
+                let off = if random(6) == 0 { random(5) } else { 2 };
+                let acknowledged = if random(3) == 0 { random(5) } else { 2 };
+                let segment = Segment {
+                    sequence: near(next[side], off),
+                    acknowledgment: near(next[1 - side], acknowledged),
+                    window: [0, 1_000, 1_000, 1_000, 2_000][random(5) as usize],
+                    control,
+                };
+                let takes = octets + u32::from(segment.is_syn()) + u32::from(segment.may_end());
+                next[side] = segment.sequence.wrapping_add(takes);
+                micros += u64::from(random(5_000));
+                Step {
+                    segment,
+                    has_segment: true,
+                    direction: [Direction::Up, Direction::Down][side],
+                    amounts: Amounts::new([1, 40 + octets, 54 + octets, octets]),
+                    micros,
+                    now: micros >> 10,
+                    candidate: 0,
+                    ..Step::EMPTY
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_way_to_follow_a_segment_comes_to_the_same() {
+        let (mut in_line, mut next, mut ended) = (0, 0, 0);
+        for seed in 0..3_000 {
+            let steps = segments(seed);
+            let mut entries = [Entry::opened_by(&steps[0], 0); 3];
+            let mut events = [[NO_EVENTS]; 3];
+            for (place, step) in steps.iter().enumerate() {
+                let [usual, short, any] = &mut entries;
+                let [of_usual, of_short, of_any] = &mut events;
+                let is_followed = !seed.is_multiple_of(3);
+                if is_in_line(usual, step) {
+                    follow_in_line(usual, of_usual, step);
+                    in_line += 1;
+                } else {
+                    follow(usual, of_usual, 0, step, is_followed);
+                }
+                next += usize::from(is_next(
+                    short,
+                    step,
+                    control::SYN | control::RST,
+                    state::RESET,
+                ));
+                follow(short, of_short, 0, step, is_followed);
+                if is_followed && !any.is_followed() && place > 0 {
+                    any.follow();
+                }
+                follow_any(any, of_any, 0, step);
+                for entry in &mut entries {
+                    entry.count(step);
+                }
+                let told = |place: usize| {
+                    let entry: &Entry = &entries[place];
+                    format!("{entry:?} {:?}", entry.block.events(&events[place][0]))
+                };
+                assert_eq!(told(0), told(2), "seed {seed}, segment {place}: {step:?}");
+                assert_eq!(told(1), told(2), "seed {seed}, segment {place}: {step:?}");
+            }
+            ended += usize::from(entries[0].has_ended());
+        }
+        // So that it is known to have been tried.
+        assert!(in_line > 5_000, "{in_line}");
+        assert!(next > in_line + 5_000, "{next}");
+        assert!(ended > 500, "{ended}");
+    }
 }
