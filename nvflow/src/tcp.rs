@@ -182,7 +182,7 @@ impl TcpBlock {
         }
     }
 
-    /// Counts that it happened to `side`; `events` are of all connections, this one's in `slot`, or there are none.
+    /// Counts that `what` happened to `side`; `events` are of all connections, this one's in `slot`, or there are none.
     #[cold]
     fn happens(&mut self, events: &mut [TcpEvents], slot: u32, what: usize, side: usize) {
         let Some(events) = events.get_mut(slot as usize) else {
@@ -386,14 +386,14 @@ pub(crate) fn replaces(entry: &Entry, step: &Step) -> bool {
 }
 
 /// Whether the segment of `step` begins where the last one of its side ended, and acknowledges, in a connection both sides of which were seen and
-/// that is established; with none of the control bits in `others`, and none of the state beside that in `state`.
+/// that is established; it has none of the control bits `no_control`, and beside those two the connection none of the state bits `no_state`.
 #[inline(always)]
-const fn is_next(entry: &Entry, step: &Step, others: u16, state: u8) -> bool {
+const fn is_next(entry: &Entry, step: &Step, no_control: u16, no_state: u8) -> bool {
     const STATE: u8 = state::ESTABLISHED | state::BOTH_ACKNOWLEDGED;
     let segment = &step.segment;
     // What differs, all together: a branch for each would be mispredicted more often.
-    let differs = ((segment.control & (others | control::ACK)) ^ control::ACK) as u32
-        | ((entry.state & (state | STATE)) ^ STATE) as u32
+    let differs = ((segment.control & (no_control | control::ACK)) ^ control::ACK) as u32
+        | ((entry.state & (no_state | STATE)) ^ STATE) as u32
         | (segment.sequence ^ entry.sequence[step.direction as usize]);
     (differs == 0) & (segment.window != 0)
 }
@@ -421,13 +421,13 @@ pub(crate) fn follow_in_line(entry: &mut Entry, events: &mut [TcpEvents], step: 
     }
 }
 
-/// Follows a connection through a segment that is the next one and takes so many sequence numbers, but for the state; whether it is an
-/// acknowledgment sent again.
+/// Follows a connection, but for its state, through a segment that [is the next one](is_next) and takes `length` sequence numbers, which are below
+/// 2^31 in any real one. Tells whether it is an acknowledgment sent again, which is to be counted.
 #[inline(always)]
-fn follow_next(entry: &mut Entry, step: &Step, octets: u32) -> bool {
+fn follow_next(entry: &mut Entry, step: &Step, length: u32) -> bool {
     let segment = &step.segment;
     let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
-    let end = segment.sequence.wrapping_add(octets);
+    let end = segment.sequence.wrapping_add(length);
     entry.sequence[side] = end;
     let progress = acknowledgment_progress(entry, side, segment);
     entry.acknowledged[side] = pick(
@@ -441,31 +441,31 @@ fn follow_next(entry: &mut Entry, step: &Step, octets: u32) -> bool {
     }
     let time = step.micros as u32;
     let block = &mut entry.block;
-    block.sent(side, octets, end, true, false, time);
+    block.sent(side, length, end, true, false, time);
     // All together, as one by one they are as good as random.
-    let news = progress as u32 | octets | u32::from(segment.window ^ block.window[side]);
+    let news = progress as u32 | length | u32::from(segment.window ^ block.window[side]);
     let is_duplicate = (news == 0) & (distance(entry.sequence[other], segment.acknowledgment) > 0);
     block.window[side] = segment.window;
     let _ = block.acknowledged(other, segment.acknowledgment, time, true);
     is_duplicate
 }
 
-/// Follows the connection in `slot` through the segment of `step`, which is not yet counted; with all that TCP tells if `is_followed` says so.
+/// Follows the connection in `slot` through the segment of `step`, which is not yet counted; with the `tcp_metrics` or without.
 #[inline(always)]
 pub(crate) fn follow(
     entry: &mut Entry,
     events: &mut [TcpEvents],
     slot: u32,
     step: &Step,
-    is_followed: bool,
+    tcp_metrics: bool,
 ) {
     if is_next(entry, step, control::SYN | control::RST, 0) {
         // The end of a connection, most of the time.
         let segment = &step.segment;
         let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
         let fin = segment.has(control::FIN);
-        let octets = step.payload_octets().wrapping_add(fin.into());
-        if follow_next(entry, step, octets) {
+        let length = step.payload_octets().wrapping_add(fin.into());
+        if follow_next(entry, step, length) {
             entry.block.happens(events, slot, DUPLICATE_ACKS, side);
         }
         entry.state |= acknowledged_fin(entry, other, segment);
@@ -476,7 +476,7 @@ pub(crate) fn follow(
     }
     // Most that come to no second segment are worth no more work than this. A first one may have been told of in a record before.
     let goes_on = entry.few_packets() > 0 || entry.control != [0; 2];
-    if is_followed && !entry.is_followed() && goes_on {
+    if tcp_metrics && !entry.is_followed() && goes_on {
         entry.follow();
     }
     follow_any(entry, events, slot, step);
@@ -651,20 +651,21 @@ mod tests {
     use crate::Direction;
     use crate::entry::Amounts;
 
-    /// Segments of one connection, most of them the next one, in all states there are.
+    /// Segments of one connection, most of them the next one.
     fn segments(mut state: u64) -> Vec<Step> {
         let mut random = move |below: u32| {
             state = state.wrapping_mul(6_364_136_223_846_793_005) + 1;
             (state >> 33) as u32 % below
         };
+        let is_seen_from_start = random(3) > 0;
         let mut next = [u32::MAX - 20, 7];
         let mut micros = 0;
         (0..40)
             .map(|place| {
                 let side = random(2) as usize;
                 let control = match (place, random(25)) {
-                    (0, _) => control::SYN,
-                    (1, _) => control::SYN | control::ACK,
+                    (0, _) if is_seen_from_start => control::SYN,
+                    (1, _) if is_seen_from_start => control::SYN | control::ACK,
                     (_, 0) => random(1 << 9) as u16,
                     (_, 1) => control::FIN,
                     (_, 2) => control::ACK | control::FIN,
@@ -704,16 +705,24 @@ mod tests {
         for seed in 0..3_000 {
             let steps = segments(seed);
             let mut entries = [Entry::opened_by(&steps[0], 0); 3];
-            let mut events = [[NO_EVENTS]; 3];
+            let tcp_metrics = !seed.is_multiple_of(3);
+            let mut events = [const { Vec::new() }; 3];
+            if tcp_metrics {
+                events.fill(vec![NO_EVENTS]);
+            }
             for (place, step) in steps.iter().enumerate() {
+                if place == 20 && seed.is_multiple_of(4) {
+                    for entry in &mut entries {
+                        entry.begin_anew(step.micros);
+                    }
+                }
                 let [usual, short, any] = &mut entries;
                 let [of_usual, of_short, of_any] = &mut events;
-                let is_followed = !seed.is_multiple_of(3);
                 if is_in_line(usual, step) {
                     follow_in_line(usual, of_usual, step);
                     in_line += 1;
                 } else {
-                    follow(usual, of_usual, 0, step, is_followed);
+                    follow(usual, of_usual, 0, step, tcp_metrics);
                 }
                 next += usize::from(is_next(
                     short,
@@ -721,8 +730,8 @@ mod tests {
                     control::SYN | control::RST,
                     state::RESET,
                 ));
-                follow(short, of_short, 0, step, is_followed);
-                if is_followed && !any.is_followed() && place > 0 {
+                follow(short, of_short, 0, step, tcp_metrics);
+                if tcp_metrics && !any.is_followed() && place > 0 {
                     any.follow();
                 }
                 follow_any(any, of_any, 0, step);
@@ -731,7 +740,12 @@ mod tests {
                 }
                 let told = |place: usize| {
                     let entry: &Entry = &entries[place];
-                    format!("{entry:?} {:?}", entry.block.events(&events[place][0]))
+                    format!(
+                        "{entry:?} {:?}",
+                        entry
+                            .block
+                            .events(events[place].first().unwrap_or(&NO_EVENTS))
+                    )
                 };
                 assert_eq!(told(0), told(2), "seed {seed}, segment {place}: {step:?}");
                 assert_eq!(told(1), told(2), "seed {seed}, segment {place}: {step:?}");

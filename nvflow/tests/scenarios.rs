@@ -347,6 +347,38 @@ fn connections_expire_by_their_own_timeout() {
     }
 }
 
+/// Which of them applies changes with the connection's state.
+#[test]
+fn the_end_of_a_connection_makes_its_timeout_shorter() {
+    let ends = ends(CLIENT);
+    let open = [
+        tcp(0, ends, SYN, (0, 0), 0),
+        tcp(10, back(ends), SYN | ACK, (0, 1), 0),
+        tcp(20, ends, ACK, (1, 1), 0),
+        tcp(30, back(ends), ACK, (1, 1), 0),
+    ];
+    let fin = tcp(40, ends, FIN | ACK, (1, 1), 0);
+    let rst = tcp(40, back(ends), RST, (1, 0), 0);
+    let timeouts = MeterConfig::default().timeouts;
+    let cases = [
+        (None, timeouts.tcp_established),
+        (Some(fin), timeouts.tcp_closing),
+        (Some(rst), timeouts.tcp_ended),
+    ];
+    for (last, timeout) in cases {
+        let mut meter = Meter::new(MeterConfig::default()).expect("memory");
+        let mut records = Vec::new();
+        observe(&mut meter, &mut records, &open);
+        observe(&mut meter, &mut records, last.as_slice());
+        let after = |timeout: Duration| Timestamp::from_nanos(timeout.as_nanos() as u64);
+        let Ok(_) = meter.expire(after(timeout - Duration::from_millis(100)), &mut records);
+        assert_eq!(records.len(), 0, "not before {timeout:?}");
+        let Ok(_) = meter.expire(after(timeout + Duration::from_secs(2)), &mut records);
+        assert_eq!(records.len(), 1, "after {timeout:?}");
+        balanced(&meter, &records);
+    }
+}
+
 #[test]
 fn a_frame_after_the_timeout_is_of_a_new_connection_and_one_before_it_of_the_old() {
     let at = |millis| udp(millis, v4(1, 1), v4(2, 53), 10);

@@ -21,19 +21,6 @@ static FIELDS: LazyLock<HashMap<&'static str, Field>> = LazyLock::new(|| {
     all.map(|field| (field.name(), *field)).collect()
 });
 
-const STATES: [TcpState; 10] = [
-    TcpState::SynSent,
-    TcpState::SynReceived,
-    TcpState::Established,
-    TcpState::FinWait1,
-    TcpState::FinWait2,
-    TcpState::CloseWait,
-    TcpState::Closing,
-    TcpState::LastAck,
-    TcpState::TimeWait,
-    TcpState::Closed,
-];
-
 /// What a line of an answer tells.
 #[derive(Clone, Debug)]
 pub(super) enum Line {
@@ -211,7 +198,7 @@ fn put<'v>(
         Field::EndReason => record.flow_end_reason = Some(reason(value)?),
         Field::State => {
             let text = value.as_str()?;
-            tcp(record).state = *STATES.iter().find(|state| state.as_str() == text)?;
+            tcp(record).state = *TcpState::ALL.iter().find(|state| state.as_str() == text)?;
         }
         Field::HandshakeRtt => {
             let part = |key| value.get(key).and_then(number);

@@ -11,7 +11,7 @@ const GATHERED: usize = 1 << 16;
 /// texts fits into the other half.
 const PIECE: usize = 1 << 14;
 /// What is put down at once is no longer.
-const PAST: usize = 256;
+const PAST: usize = 64;
 
 /// The digits of all numbers below 1,000: three octets, with zeros before, and how many of them the number needs.
 static DIGITS: [u32; 1000] = {
@@ -37,21 +37,21 @@ static DIGITS: [u32; 1000] = {
     all
 };
 
-/// Octets that are not longer than `MOST`, kept so that copying them needs no call.
+/// A few octets, kept so that copying them needs no call.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Short<const MOST: usize = 48> {
-    octets: [u8; MOST],
+pub(crate) struct Short {
+    octets: [u8; 48],
     length: usize,
 }
 
-impl<const MOST: usize> Short<MOST> {
+impl Short {
     /// Without any octets.
     pub(crate) const EMPTY: Self = Self {
-        octets: [0; MOST],
+        octets: [0; 48],
         length: 0,
     };
 
-    /// `parts`, one after the other, at most `MOST` octets of them.
+    /// `parts`, one after the other, at most 48 octets of them.
     pub(crate) const fn new(parts: &[&str]) -> Self {
         let mut part = 0;
         let mut short = Self::EMPTY;
@@ -146,8 +146,8 @@ impl Line<'_> {
 
     /// A text known when this was built.
     #[inline(always)]
-    pub(crate) fn short<const MOST: usize>(&mut self, short: &Short<MOST>) {
-        // All but the longest need no more than the half of it.
+    pub(crate) fn short(&mut self, short: &Short) {
+        // All but the longest need no more than two thirds of it.
         match short.octets.first_chunk::<32>() {
             Some(half) if short.length <= half.len() => *self.room() = *half,
             _ => *self.room() = short.octets,
@@ -568,7 +568,7 @@ mod tests {
             for place in 0..count {
                 put(&mut gather, |line| {
                     line.number(7);
-                    line.short(&Short::<48>::new(&["key", "="]));
+                    line.short(&Short::new(&["key", "="]));
                     line.address([255; 4].into());
                     if place == count / 2 {
                         line.text(&long);
