@@ -54,6 +54,8 @@ pub(crate) struct Request {
     body: Vec<u8>,
     /// Error numbers that mean the work is done already.
     accepted: Vec<i32>,
+    /// Whether it is sent again while the kernel says that what it is about is busy.
+    waits: bool,
 }
 
 impl Request {
@@ -72,12 +74,19 @@ impl Request {
             flags,
             body,
             accepted: Vec::new(),
+            waits: false,
         }
     }
 
     /// The same request, for which these error numbers are no failure.
     pub(crate) fn accepting(mut self, errnos: &[i32]) -> Self {
         self.accepted.extend_from_slice(errnos);
+        self
+    }
+
+    /// The same request, to be sent again while the kernel says `EBUSY`: for what requests of others can hold for a moment.
+    pub(crate) fn waiting(mut self) -> Self {
+        self.waits = true;
         self
     }
 
@@ -160,10 +169,28 @@ impl RouteSocket {
     }
 
     /// Sends all requests in one message. The kernel works through them in order and does not stop at a refusal; the
-    /// first one is the error returned.
+    /// first one is the error returned. Those that [wait](Request::waiting) are sent again where they have to.
     pub(crate) fn batch(&mut self, requests: &[Request]) -> Result<(), Error> {
+        // Nothing tells when it is over. It takes as long as others wait for the kernel's lock.
+        const PATIENCE: Duration = Duration::from_secs(5);
+        const PAUSE: Duration = Duration::from_millis(1);
+        let start = Instant::now();
+        let mut busy = self.batch_once(requests)?;
+        while !busy.is_empty() {
+            if start.elapsed() >= PATIENCE {
+                return Err(busy.swap_remove(0).1);
+            }
+            std::thread::sleep(PAUSE);
+            let again: Vec<Request> = busy.into_iter().map(|(request, _)| request).collect();
+            busy = self.batch_once(&again)?;
+        }
+        Ok(())
+    }
+
+    /// As [`batch`](Self::batch), but gives those that wait, each with its refusal.
+    fn batch_once(&mut self, requests: &[Request]) -> Result<Vec<(Request, Error)>, Error> {
         let Some(last) = requests.len().checked_sub(1) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let first_seq = self.seq.wrapping_add(1);
         let mut octets = Vec::new();
@@ -185,6 +212,7 @@ impl RouteSocket {
         self.transmit(&octets, op)?;
         let last_seq = self.seq;
         let mut refused: Option<Error> = None;
+        let mut busy = Vec::new();
         loop {
             let mut done = false;
             for (header, body) in self.receive(op)? {
@@ -198,7 +226,9 @@ impl RouteSocket {
                     continue;
                 };
                 let request = &requests[header.seq.wrapping_sub(first_seq) as usize];
-                if !request.accepted.contains(&refusal.errno) {
+                if request.waits && refusal.errno == libc::EBUSY {
+                    busy.push((request.clone(), self.refused(&request.op, refusal)));
+                } else if !request.accepted.contains(&refusal.errno) {
                     tracing::debug!(
                         op = request.op,
                         errno = refusal.errno,
@@ -209,7 +239,7 @@ impl RouteSocket {
                 }
             }
             if done {
-                return refused.map_or(Ok(()), Err);
+                return refused.map_or(Ok(busy), Err);
             }
         }
     }

@@ -289,6 +289,8 @@ pub(crate) fn add_clsact_to_foreign(link: u32, where_: &str, txqlen: u32) -> [Re
 }
 
 /// The request that deletes clsact with all its filters; only for a link where no filter of others is left.
+///
+/// Since Linux 6.5, and 6.1 as Debian has it, the kernel refuses it while anybody's request for a filter there waits for its lock.
 pub(crate) fn delete_clsact(link: u32, where_: &str) -> Request {
     Request::new(
         format!("delete clsact of {where_}"),
@@ -296,6 +298,7 @@ pub(crate) fn delete_clsact(link: u32, where_: &str) -> Request {
         &RouteNetlinkMessage::DelQueueDiscipline(clsact(link)),
     )
     .accepting(&[libc::ENODEV, libc::ENOENT, libc::EINVAL])
+    .waiting()
 }
 
 fn clsact(link: u32) -> TcMessage {

@@ -145,6 +145,10 @@ fn main() {
         "processes_wait_for_each_other",
         processes_wait_for_each_other,
     );
+    add(
+        "requests_of_others_for_filters_are_waited_for",
+        requests_of_others_for_filters_are_waited_for,
+    );
     let unprivileged = Trial::test("a_missing_privilege_is_told", a_missing_privilege_is_told);
     trials.push(unprivileged);
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -1425,6 +1429,70 @@ fn processes_wait_for_each_other() -> Result<(), Failed> {
             .try_for_each(|thread| thread.join().expect("no panic"))
     })?;
     untouched(&lab, &before)
+}
+
+/// While somebody's request for a filter waits for the kernel's lock, the kernel refuses to delete what the filter would be at.
+fn requests_of_others_for_filters_are_waited_for() -> Result<(), Failed> {
+    let lab = Lab::new(&["web"])?;
+    let before = pictures(&lab)?;
+    let port = &lab.containers[0].host_end;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<(), Failed> {
+        let others =
+            [(); 2].map(|()| scope.spawn(|| lab.host.run(|| ask_for_filters(port, &stop))));
+        let rounds = (0..100).try_for_each(|_| -> Result<(), Failed> {
+            let attachment = attach(&lab, 0, Mode::Mirror)?;
+            detach(&lab, attachment.id)
+        });
+        stop.store(true, Ordering::Relaxed);
+        for other in others {
+            let asked = other.join().expect("no panic")??;
+            ensure(asked > 100, format!("asked {asked} times"))?;
+        }
+        rounds
+    })?;
+    untouched(&lab, &before)
+}
+
+/// Asks for a filter that is not there until told to stop; how often.
+fn ask_for_filters(link: &str, stop: &AtomicBool) -> std::io::Result<u64> {
+    const RTM_GETTFILTER: u16 = 46;
+    const REQUEST: u16 = 1;
+    const CLSACT_INGRESS: u32 = 0xffff_fff2;
+    const TCA_KIND: u16 = 1;
+    let index = nix::net::if_::if_nametoindex(link)?;
+    let protocol = u32::from(3_u16.to_be());
+    let mut request = Vec::new();
+    request.extend(44_u32.to_ne_bytes());
+    request.extend([RTM_GETTFILTER.to_ne_bytes(), REQUEST.to_ne_bytes()].concat());
+    request.extend(
+        [
+            1_u32,
+            0,
+            0,
+            index,
+            0,
+            CLSACT_INGRESS,
+            9_999 << 16 | protocol,
+        ]
+        .map(u32::to_ne_bytes)
+        .concat(),
+    );
+    request.extend([8_u16.to_ne_bytes(), TCA_KIND.to_ne_bytes()].concat());
+    request.extend(*b"u32\0");
+    let mut socket = netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    let mut answer = Vec::with_capacity(4_096);
+    let mut asked = 0;
+    while !stop.load(Ordering::Relaxed) {
+        socket.send(&request, 0)?;
+        answer.clear();
+        socket.recv(&mut answer, 0)?;
+        asked += 1;
+        // So that others have a turn, too.
+        std::thread::yield_now();
+    }
+    Ok(asked)
 }
 
 fn a_missing_privilege_is_told() -> Result<(), Failed> {
