@@ -1440,7 +1440,7 @@ fn requests_of_others_for_filters_are_waited_for() -> Result<(), Failed> {
     std::thread::scope(|scope| -> Result<(), Failed> {
         let others =
             [(); 2].map(|()| scope.spawn(|| lab.host.run(|| ask_for_filters(port, &stop))));
-        let rounds = (0..100).try_for_each(|_| -> Result<(), Failed> {
+        let rounds = (0..30).try_for_each(|_| -> Result<(), Failed> {
             let attachment = attach(&lab, 0, Mode::Mirror)?;
             detach(&lab, attachment.id)
         });
