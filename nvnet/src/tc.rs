@@ -290,7 +290,7 @@ pub(crate) fn add_clsact_to_foreign(link: u32, where_: &str, txqlen: u32) -> [Re
 
 /// The request that deletes clsact with all its filters; only for a link where no filter of others is left.
 ///
-/// Since Linux 6.5, and 6.1 as Debian has it, the kernel refuses it while anybody's request for a filter there waits for its lock.
+/// Newer kernels, Debian's 6.1 among them, refuse it while anybody's request for a filter there waits for the kernel's lock.
 pub(crate) fn delete_clsact(link: u32, where_: &str) -> Request {
     Request::new(
         format!("delete clsact of {where_}"),
