@@ -41,21 +41,9 @@ impl Alike {
         }
         let single = columns.as_mut().mark();
         record.columns(&mut Part::<Amounts, _>::of(&mut columns));
-        if let Some(text) = self.ways.of(record) {
-            columns.as_mut().octets(text);
-        } else {
-            let way = columns.as_mut().mark();
-            columns = make::<Way, _>(record, columns);
-            self.ways.keep(record, columns.as_mut().since(way));
-        }
+        columns = self.ways.write(record, columns);
         record.columns(&mut Part::<Times, _>::of(&mut columns));
-        if let Some(text) = self.rests.of(record) {
-            columns.as_mut().octets(text);
-        } else {
-            let rest = columns.as_mut().mark();
-            columns = make::<Rest, _>(record, columns);
-            self.rests.keep(record, columns.as_mut().since(rest));
-        }
+        columns = self.rests.write(record, columns);
         self.singles.keep(record, columns.as_mut().since(single));
         columns
     }
@@ -105,6 +93,24 @@ impl<R: Repeats> Kept<R> {
             text.clear();
             text.extend_from_slice(made);
         }
+    }
+}
+
+impl<R: Repeats + Run> Kept<R> {
+    /// Writes the run of `record`, copied where it is kept.
+    #[inline(always)]
+    fn write<'r, 'l, C>(&mut self, record: &'r FlowRecord, mut columns: C) -> C
+    where
+        C: Columns<'r> + AsMut<Line<'l>>,
+    {
+        if let Some(text) = self.of(record) {
+            columns.as_mut().octets(text);
+            return columns;
+        }
+        let mark = columns.as_mut().mark();
+        let mut columns = make::<R, _>(record, columns);
+        self.keep(record, columns.as_mut().since(mark));
+        columns
     }
 }
 
