@@ -40,14 +40,16 @@ static DIGITS: [u32; 1000] = {
 /// A few octets, kept so that copying them needs no call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Short {
-    octets: [u8; 48],
+    octets: [u8; Self::MOST],
     length: usize,
 }
 
 impl Short {
+    const MOST: usize = 48;
+
     /// Without any octets.
     pub(crate) const EMPTY: Self = Self {
-        octets: [0; 48],
+        octets: [0; Self::MOST],
         length: 0,
     };
 
@@ -63,7 +65,7 @@ impl Short {
     }
 
     /// The same with `octets` behind it.
-    pub(crate) const fn and(mut self, octets: &[u8]) -> Self {
+    const fn and(mut self, octets: &[u8]) -> Self {
         let mut at = 0;
         while at < octets.len() {
             self.octets[self.length] = octets[at];
@@ -149,7 +151,7 @@ impl Line<'_> {
     pub(crate) fn short(&mut self, short: &Short) {
         // All but the longest need no more than two thirds of it.
         match short.octets.first_chunk::<32>() {
-            Some(half) if short.length <= half.len() => *self.room() = *half,
+            Some(first) if short.length <= first.len() => *self.room() = *first,
             _ => *self.room() = short.octets,
         }
         self.at += short.length;
