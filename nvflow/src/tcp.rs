@@ -409,6 +409,12 @@ pub(crate) const fn is_in_line(entry: &Entry, step: &Step) -> bool {
     )
 }
 
+/// Whether [`follow_next`] does for the segment of `step` all but the state: it may be a FIN, or come behind one.
+#[inline(always)]
+const fn is_next_or_last(entry: &Entry, step: &Step) -> bool {
+    is_next(entry, step, control::SYN | control::RST, 0)
+}
+
 /// Follows a connection through a segment that [is in line](is_in_line); `events` are of all connections, or there are none.
 #[inline(always)]
 pub(crate) fn follow_in_line(entry: &mut Entry, events: &mut [TcpEvents], step: &Step) {
@@ -459,7 +465,7 @@ pub(crate) fn follow(
     step: &Step,
     tcp_metrics: bool,
 ) {
-    if is_next(entry, step, control::SYN | control::RST, 0) {
+    if is_next_or_last(entry, step) {
         // The end of a connection, most of the time.
         let segment = &step.segment;
         let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
@@ -724,12 +730,7 @@ mod tests {
                 } else {
                     follow(usual, of_usual, 0, step, tcp_metrics);
                 }
-                next += usize::from(is_next(
-                    short,
-                    step,
-                    control::SYN | control::RST,
-                    state::RESET,
-                ));
+                next += usize::from(is_next_or_last(short, step));
                 follow(short, of_short, 0, step, tcp_metrics);
                 if tcp_metrics && !any.is_followed() && place > 0 {
                     any.follow();
