@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use common::{Need, chain, ensure, picture, privileged, same, same_picture, sh_in};
 use libtest_mimic::{Arguments, Failed, Trial};
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use nvnet::lab::{Lab, LabContainer};
 use nvnet::{Attachment, CheckedPlan, Error, Fate, Mode, Netns, Plan, Workload};
 
@@ -1456,30 +1459,19 @@ fn requests_of_others_for_filters_are_waited_for() -> Result<(), Failed> {
 
 /// Asks for a filter that is not there until told to stop; how often.
 fn ask_for_filters(link: &str, stop: &AtomicBool) -> std::io::Result<u64> {
-    const RTM_GETTFILTER: u16 = 46;
-    const REQUEST: u16 = 1;
-    const CLSACT_INGRESS: u32 = 0xffff_fff2;
-    const TCA_KIND: u16 = 1;
-    let index = nix::net::if_::if_nametoindex(link)?;
-    let protocol = u32::from(3_u16.to_be());
-    let mut request = Vec::new();
-    request.extend(44_u32.to_ne_bytes());
-    request.extend([RTM_GETTFILTER.to_ne_bytes(), REQUEST.to_ne_bytes()].concat());
-    request.extend(
-        [
-            1_u32,
-            0,
-            0,
-            index,
-            0,
-            CLSACT_INGRESS,
-            9_999 << 16 | protocol,
-        ]
-        .map(u32::to_ne_bytes)
-        .concat(),
-    );
-    request.extend([8_u16.to_ne_bytes(), TCA_KIND.to_ne_bytes()].concat());
-    request.extend(*b"u32\0");
+    const ETH_P_ALL: u16 = 3;
+    let mut filter = TcMessage::with_index(nix::net::if_::if_nametoindex(link)? as i32);
+    filter.header.parent = TcHandle {
+        major: u16::MAX,
+        minor: TcHandle::MIN_INGRESS,
+    };
+    filter.header.info = 9_999 << 16 | u32::from(ETH_P_ALL.to_be());
+    filter.attributes = vec![TcAttribute::Kind("u32".into())];
+    let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetTrafficFilter(filter));
+    message.header.flags = NLM_F_REQUEST;
+    message.finalize();
+    let mut request = vec![0; message.buffer_len()];
+    message.serialize(&mut request);
     let mut socket = netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
     socket.bind_auto()?;
     let mut answer = Vec::with_capacity(4_096);
