@@ -229,14 +229,15 @@ impl Identifier {
             return;
         }
         let front = &payload[..payload.len().min(LIMIT)];
-        let is_all = is_cut || front.len() == LIMIT;
+        // Where the beginning was not seen, a later packet may begin something: some are tried.
+        let is_last_try = !is_beginning && entry.few_packets_of(side) + 1 >= TRIES;
+        let is_all = is_cut || front.len() == LIMIT || is_last_try;
         let (known, asked) = self.known_of(slot);
         match stream::judge(front, is_all, known, asked.map(|asked| asked.id)) {
             Verdict::More => self
                 .start(entries, slot, side, (base, is_beginning))
                 .put(0, front),
-            // Where the beginning was not seen, a later packet may begin something.
-            Verdict::No if !is_beginning && entry.few_packets_of(side) + 1 < TRIES => {}
+            Verdict::No if !is_beginning && !is_last_try => {}
             verdict => self.decide(entry, slot, side, verdict, Moment::of(step)),
         }
     }

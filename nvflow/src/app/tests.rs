@@ -1688,6 +1688,15 @@ fn a_side_is_given_up_after_so_much_that_tells_nothing() {
         late.says(CLIENT, b"GET /a HTTP/1.1\r\nHost: p.example\r\n\r\n");
         assert_eq!(late.protocol(), None, "after {looks} and one");
     }
+    // Each of these may begin a request of Kafka, until the next one shows that it does not.
+    for (before, told) in [(7, Some(Protocol::Http)), (8, None), (100, None)] {
+        let mut talk = Talk::begun(4711);
+        for _ in 0..before {
+            talk.says(CLIENT, &[0; 10]);
+        }
+        talk.says(CLIENT, b"GET /a HTTP/1.1\r\nHost: p.example\r\n\r\n");
+        assert_eq!(talk.protocol(), told, "after {before}");
+    }
 }
 
 /// The beginnings of all kinds of streams.
