@@ -6,7 +6,9 @@ use nvcapture::wire::protocol;
 use crate::clock::Clock;
 use crate::key::flag;
 use crate::tcp::{Segment, Small, TcpBlock, TcpEvents, small, value};
-use crate::{Direction, FlowEndReason, FlowKey, FlowRecord, Side, TcpRecord, TcpState, Vantage};
+use crate::{
+    Direction, FlowEndReason, FlowKey, FlowRecord, Side, TcpRecord, TcpSide, TcpState, Vantage,
+};
 
 /// No slot.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -783,24 +785,22 @@ impl Entry {
             }
             other => other,
         };
-        *tcp = if self.is_tcp() {
-            let (forward, reverse) = if self.is_followed() {
-                let events = self.block.events(events);
-                let of = |side| self.block.side(&events, side);
-                (of(initiator), of(responder))
-            } else {
-                Default::default()
-            };
-            Some(TcpRecord {
-                state: self.tcp_state(),
-                server_handshake_rtt_micros: self.handshake_to(1),
-                client_handshake_rtt_micros: self.handshake_to(0),
-                forward,
-                reverse,
-            })
-        } else {
-            None
-        };
+        if !self.is_tcp() {
+            *tcp = None;
+            return;
+        }
+        let tcp = tcp.insert(TcpRecord {
+            state: self.tcp_state(),
+            server_handshake_rtt_micros: self.handshake_to(1),
+            client_handshake_rtt_micros: self.handshake_to(0),
+            forward: TcpSide::default(),
+            reverse: TcpSide::default(),
+        });
+        if self.is_followed() {
+            let events = self.block.events(events);
+            tcp.forward = self.block.side(&events, initiator);
+            tcp.reverse = self.block.side(&events, responder);
+        }
     }
 }
 

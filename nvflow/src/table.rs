@@ -432,11 +432,10 @@ impl Table {
         let events = self.events.get(slot as usize).unwrap_or(&NO_EVENTS);
         let carried = &self.carried[slot as usize];
         entry.write(record, &key, events, carried, reason);
-        record.tunnel = if self.tunnels.is_empty() {
-            None
-        } else {
-            self.tunnels.get(&slot).copied()
-        };
+        record.tunnel = None;
+        if !self.tunnels.is_empty() {
+            record.tunnel = self.tunnels.get(&slot).copied();
+        }
         if let Some(identifier) = &self.identifier {
             record.application = identifier.application(entry, slot, &key);
             identifier.label(record);

@@ -160,8 +160,8 @@ impl Line<'_> {
     /// A number, in decimal.
     #[inline(always)]
     pub(crate) fn number(&mut self, number: u64) {
-        self.at += if number < 1_000 {
-            first_three(self.room::<4>(), number as u32)
+        self.at += if number < 1_000_000 {
+            first_six(self.room(), number as u32)
         } else {
             decimal(self.room(), number)
         };
@@ -265,21 +265,25 @@ fn three(room: &mut [u8; DECIMAL], at: usize, number: u32) {
     room[at..at + 4].copy_from_slice(&DIGITS[number as usize].to_le_bytes());
 }
 
+/// Writes a number of up to six digits; gives its length.
+#[inline(always)]
+fn first_six(room: &mut [u8; DECIMAL], number: u32) -> usize {
+    if number < 1_000 {
+        return first_three(room, number);
+    }
+    let length = first_three(room, number / 1_000);
+    three(room, length, number % 1_000);
+    length + 3
+}
+
 /// Writes a number of up to nine digits; gives its length.
 #[inline(always)]
 fn first_nine(room: &mut [u8; DECIMAL], number: u32) -> usize {
-    let (high, low) = (number / 1_000, number % 1_000);
-    if high == 0 {
-        return first_three(room, low);
+    if number < 1_000_000 {
+        return first_six(room, number);
     }
-    let length = if high < 1_000 {
-        first_three(room, high)
-    } else {
-        let length = first_three(room, high / 1_000);
-        three(room, length, high % 1_000);
-        length + 3
-    };
-    three(room, length, low);
+    let length = first_six(room, number / 1_000);
+    three(room, length, number % 1_000);
     length + 3
 }
 
