@@ -165,12 +165,23 @@ impl BucketIndex {
     /// A slot that may be the one of `hash`, in whatever bucket: about one in fifty is not where it would be.
     #[cold]
     fn further_candidate(&self, hash: u64) -> Option<u32> {
-        self.find(hash, |_| true)
+        self.search(hash, |_| true)
     }
 
     /// The slot of `hash` for which `is_it` holds.
-    #[inline]
-    pub fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+    #[inline(always)]
+    pub fn find(&self, hash: u64, is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        let bucket = &self.buckets[self.home(hash)];
+        if bucket.matching(Self::tag(hash)) == 0 && bucket.passed(Self::class(hash)) == 0 {
+            // Nearly always when it is not there.
+            return None;
+        }
+        self.search(hash, is_it)
+    }
+
+    /// The same, bucket by bucket.
+    #[inline(never)]
+    fn search(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let tag = Self::tag(hash);
         let wanted = self.word(hash, 0);
         let mut at = self.home(hash);
