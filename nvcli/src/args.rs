@@ -322,7 +322,7 @@ pub(crate) enum SortKey {
 ///
 /// One interface block for each interface of the containers, nanosecond times, directions as the container sees them, and
 /// the container's own MAC address. Wireshark and tshark open it. Frames that carry no container's address (broadcast into
-/// it) are not in it.
+/// it) are not in it. It ends at the latest when none of its interfaces is attached any more.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

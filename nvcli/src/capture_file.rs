@@ -1,11 +1,10 @@
 //! The frames of containers as pcapng files: with the container's own addresses, and one file after the other if wanted.
 
 use std::collections::VecDeque;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use nvcapture::{
     CaptureWriter, Frame, InterfaceDescription, InterfaceNumber, PacketType, SourceStats, Timestamp,
@@ -13,12 +12,19 @@ use nvcapture::{
 use nvnet::{Attachment, AttachmentId, BRIDGE, MacAddr};
 
 use crate::cmd::detach::{is_of, not_attached};
+use crate::cmd::flows::wall_clock;
 use crate::exit::{CliError, Result, Say};
 use crate::target::Target;
 
 /// An interface being captured: its mark, its own address, how it is described, its number in the file, and what was written to that.
 struct Captured {
     id: u16,
+    /// When it was attached. Unit, also of the next two: milliseconds since 1970.
+    since: u64,
+    /// Frames of its mark that are older are another's.
+    from: u64,
+    /// It is gone: frames that are not older are another's, too.
+    until: Option<u64>,
     mac: [u8; 6],
     description: InterfaceDescription,
     number: InterfaceNumber,
@@ -111,6 +117,9 @@ impl Files {
             .zip(numbers)
             .map(|((attachment, description), number)| Captured {
                 id: attachment.id.number(),
+                since: attachment.since_ms().unwrap_or_default(),
+                from: 0,
+                until: None,
                 mac: attachment.mac.octets(),
                 description,
                 number,
@@ -131,6 +140,33 @@ impl Files {
         })
     }
 
+    /// For frames that were kept before: those from before an interface was attached are of who had its mark then.
+    pub(crate) fn leave_out_older(&mut self) {
+        for interface in &mut self.interfaces {
+            interface.from = interface.since;
+        }
+    }
+
+    /// Looks who has the marks at the time `now`: of an interface that is no longer `attached`, no frame counts that came after somebody else
+    /// had got its mark. Names those that are newly gone.
+    pub(crate) fn follow(&mut self, attached: &[Attachment], now: Timestamp) -> Vec<String> {
+        let mut gone = Vec::new();
+        for interface in self.interfaces.iter_mut().filter(|it| it.until.is_none()) {
+            let holder = attached.iter().find(|it| it.id.number() == interface.id);
+            let since = holder.map(|holder| holder.since_ms().unwrap_or_default());
+            if since != Some(interface.since) {
+                interface.until = Some(since.unwrap_or(u64::MAX).min(millis(now)));
+                gone.extend(interface.description.name.clone());
+            }
+        }
+        gone
+    }
+
+    /// Whether all interfaces are gone.
+    pub(crate) fn is_over(&self) -> bool {
+        self.interfaces.iter().all(|it| it.until.is_some())
+    }
+
     /// Where it goes, for people.
     pub(crate) fn shown(&self) -> String {
         shown(&self.current.0)
@@ -148,7 +184,8 @@ impl Files {
 
     /// Writes a frame as it was read from nv-br, if it is of one of the interfaces; tells whether it is.
     pub(crate) fn write(&mut self, frame: &Frame<'_>, octets: &mut Vec<u8>) -> Result<bool> {
-        let Some((at, leaves)) = whose(frame.octets(), &self.interfaces) else {
+        let Some((at, leaves)) = whose(frame.octets(), millis(frame.timestamp()), &self.interfaces)
+        else {
             return Ok(false);
         };
         if let Some(size) = self.rotation.size {
@@ -184,10 +221,7 @@ impl Files {
     }
 
     fn end(&mut self) -> Result<()> {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let now = Timestamp::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+        let now = wall_clock();
         let (path, writer) = &mut self.current;
         let lost = self.lost - self.lost_before;
         self.lost_before = self.lost;
@@ -266,26 +300,69 @@ fn begin<'d>(
     let out: Box<dyn Write> = if is_stdout(path) {
         Box::new(io::stdout())
     } else {
-        Box::new(create(path)?)
+        Box::new(Whole {
+            file: create(path)?,
+            length: 0,
+        })
     };
-    let failed = |error: nvcapture::Error| unwritable(path, &error);
-    let mut writer =
-        CaptureWriter::new(out, concat!("nvcli ", env!("CARGO_PKG_VERSION"))).map_err(failed)?;
+    head(out, interfaces).map_err(|error| {
+        // Without its head it is nothing.
+        if std::fs::symlink_metadata(path).is_ok_and(|it| it.is_file()) {
+            let _ = std::fs::remove_file(path);
+        }
+        unwritable(path, &error)
+    })
+}
+
+fn head<'d>(
+    out: Box<dyn Write>,
+    interfaces: impl Iterator<Item = &'d InterfaceDescription>,
+) -> std::result::Result<(Writer, Vec<InterfaceNumber>), nvcapture::Error> {
+    let mut writer = CaptureWriter::new(out, concat!("nvcli ", env!("CARGO_PKG_VERSION")))?;
     let numbers = interfaces
         .map(|description| writer.add_interface(description))
-        .collect::<std::result::Result<_, _>>()
-        .map_err(failed)?;
-    writer.flush().map_err(failed)?;
+        .collect::<std::result::Result<_, _>>()?;
+    writer.flush()?;
     Ok((writer, numbers))
 }
 
-/// Which of the interfaces (sorted by id) a frame belongs to, and whether it leaves the container.
-fn whose(octets: &[u8], captured: &[Captured]) -> Option<(usize, bool)> {
+/// A file of what was written whole: of a piece for which there is no room, nothing stays. A capture's pieces end where blocks do.
+struct Whole {
+    file: File,
+    length: u64,
+}
+
+impl Write for Whole {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if let Err(error) = self.file.write_all(piece) {
+            // What is no file of a disk keeps what it has.
+            let _ = self.file.set_len(self.length);
+            return Err(error);
+        }
+        self.length += piece.len() as u64;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+const fn millis(time: Timestamp) -> u64 {
+    time.as_micros() / 1_000
+}
+
+/// Which of the interfaces (sorted by id) a frame of that `time` belongs to, and whether it leaves the container.
+fn whose(octets: &[u8], time: u64, captured: &[Captured]) -> Option<(usize, bool)> {
     let marked = |address: &[u8; 6]| -> Option<usize> {
         let id = AttachmentId::from_mac(MacAddr(*address))?.number();
         captured
             .binary_search_by_key(&id, |interface| interface.id)
             .ok()
+            .filter(|&at| {
+                let Captured { from, until, .. } = captured[at];
+                time >= from && until.is_none_or(|until| time < until)
+            })
     };
     let (destination, rest) = octets.split_first_chunk::<6>()?;
     let source = rest.first_chunk::<6>()?;
@@ -366,7 +443,7 @@ fn description(attachment: &Attachment, snaplen: Option<u32>) -> InterfaceDescri
 }
 
 /// Whoever captures may read what is sent in the clear; nobody else shall.
-fn create(path: &Path) -> Result<std::fs::File> {
+fn create(path: &Path) -> Result<File> {
     OpenOptions::new()
         .write(true)
         .create(true)
@@ -388,7 +465,7 @@ fn unwritable(path: &Path, error: &nvcapture::Error) -> CliError {
         }
         nvcapture::Error::Io { source, .. } => CliError::new(format!("cannot write {path}"))
             .because(source)
-            .remedy("make room there, or write elsewhere"),
+            .remedy("make room there, or write elsewhere; a file has what was written until then, whole"),
         other => CliError::new(format!("cannot write {path}")).caused_by(other),
     }
 }
@@ -404,6 +481,9 @@ mod tests {
         [(0x0102_u16, 0xaa), (0x0304, 0xbb)]
             .map(|(id, octet)| Captured {
                 id,
+                since: 0,
+                from: 0,
+                until: None,
                 mac: [octet; 6],
                 description: InterfaceDescription::default(),
                 number: writer
@@ -423,13 +503,22 @@ mod tests {
     fn a_mark_tells_the_interface_and_the_direction() {
         let (first, second, other) = (*b"NeuV\x01\x02", *b"NeuV\x03\x04", [2; 6]);
         let all = two();
-        assert_eq!(whose(&frame(other, first), &all), Some((0, true)));
-        assert_eq!(whose(&frame(second, other), &all), Some((1, false)));
+        assert_eq!(whose(&frame(other, first), 0, &all), Some((0, true)));
+        assert_eq!(whose(&frame(second, other), 0, &all), Some((1, false)));
         // On the side of the sender only its own address is replaced, but the mark of the source counts first.
-        assert_eq!(whose(&frame(second, first), &all), Some((0, true)));
-        assert_eq!(whose(&frame(other, *b"NeuV\x09\x09"), &all), None);
-        assert_eq!(whose(&frame(other, other), &all), None);
-        assert_eq!(whose(&[0x4e; 11], &all), None);
+        assert_eq!(whose(&frame(second, first), 0, &all), Some((0, true)));
+        assert_eq!(whose(&frame(other, *b"NeuV\x09\x09"), 0, &all), None);
+        assert_eq!(whose(&frame(other, other), 0, &all), None);
+        assert_eq!(whose(&[0x4e; 11], 0, &all), None);
+    }
+
+    #[test]
+    fn a_mark_is_of_who_has_it_at_that_time() {
+        let mut all = two();
+        (all[0].from, all[0].until) = (100, Some(200));
+        let marked = frame([2; 6], *b"NeuV\x01\x02");
+        let is_its = |time| whose(&marked, time, &all).is_some();
+        assert_eq!([99, 100, 199, 200].map(is_its), [false, true, true, false]);
     }
 
     #[test]
@@ -460,7 +549,7 @@ mod tests {
             (to([0x86, 0xdd], 3, &[]), BROADCAST, PacketType::Broadcast),
         ];
         for (marked, address, kind) in cases {
-            assert_eq!(whose(&marked, &two()), Some((0, false)));
+            assert_eq!(whose(&marked, 0, &two()), Some((0, false)));
             let meta = FrameMeta::ethernet(Timestamp::ZERO, 60);
             let mut octets = Vec::new();
             let frame = restored(&Frame::new(&marked, meta), &mut octets, [0xaa; 6], false);

@@ -7,7 +7,7 @@ mod beside;
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -57,6 +57,14 @@ fn main() {
         ("captures_are_bounded_and_each_file_is_whole", captures),
         ("a_capture_to_a_pipe_ends_by_itself", to_a_pipe),
         ("the_last_frames_are_there_when_somebody_asks", last_frames),
+        (
+            "frames_of_a_mark_are_of_who_had_it_when_they_came",
+            marks_that_are_used_again,
+        ),
+        (
+            "of_a_file_without_room_what_is_there_is_whole",
+            without_room,
+        ),
     ] {
         trials.push(privileged(name, WITH_TSHARK, test));
     }
@@ -833,4 +841,145 @@ fn last_frames() -> Test {
     std::fs::remove_file(&file)?;
     refused("nobody keeps")?;
     same("sockets left", listed(&run, "recorder-")?.len(), 0)
+}
+
+/// The payloads that a file has of the interface `name`, in which the words are that were sent.
+fn words(file: &Path, name: &str) -> Result<Vec<String>, Failed> {
+    let mut capture = CaptureFile::open(file)?;
+    let mut words = Vec::new();
+    let mut frames = Vec::new();
+    while let Next::Block(block) = capture.next_block()? {
+        frames.extend(
+            block
+                .frames()
+                .map(|frame| (frame.meta().interface, frame.octets().to_vec())),
+        );
+    }
+    for (interface, octets) in frames {
+        let of = capture.interfaces().get(interface as usize);
+        if of.and_then(|of| of.name.as_deref()) == Some(name) {
+            // A datagram's payload.
+            let word = octets.get(42..).unwrap_or_default();
+            words.push(String::from_utf8_lossy(word).into_owned());
+        }
+    }
+    Ok(words)
+}
+
+/// An interface that is attached again gets the mark that it had, as another one would.
+fn marks_that_are_used_again() -> Test {
+    let net = Net::new(Mode::Inline)?;
+    let directory = tempfile::tempdir()?;
+    let run = directory.path().join("run");
+    let (all, last) = (
+        directory.path().join("all.pcapng"),
+        directory.path().join("last.pcapng"),
+    );
+    let attach = |container: &LabContainer| -> Result<_, Failed> {
+        let workload = Workload {
+            name: container.name.clone(),
+            ..Workload::default()
+        };
+        let plan = Plan::new(&net.lab.host, &container.netns, workload);
+        let attached = plan.check().and_then(|plan| plan.attach());
+        Ok(attached.map_err(chain)?.first().ok_or("nothing")?.id)
+    };
+    let say = |word: &str| -> Test {
+        let (from, to) = (net.web().ipv4, net.client().ipv4);
+        let sent = net.web().netns.run(|| -> std::io::Result<usize> {
+            UdpSocket::bind((from, 0))?.send_to(word.as_bytes(), (to, 9))
+        })??;
+        same("sent", sent, word.len())
+    };
+    let is_in = |words: &[String], word: &str| words.iter().any(|one| one == word);
+    attach(net.client())?;
+    let shown = all.display().to_string();
+    let capture = net.beside(
+        &["capture", "web", "client", "-w", &shown, "--filter", "udp"],
+        "capturing 2 interfaces",
+    )?;
+    let flows = net.beside_in(
+        &run,
+        &["flows", "--output", "json", "--keep", "1M"],
+        "metering",
+    )?;
+    let before = nvnet::list(&net.lab.host)?;
+    say("first")?;
+    net.done(&["detach", "web"], &run)?;
+    let id = attach(net.web())?;
+    ensure(
+        before
+            .iter()
+            .any(|one| one.id == id && one.workload.name == "web"),
+        "another mark",
+    )?;
+    say("second")?;
+    let (_, err) = capture.end()?;
+    ensure(err.contains("web/eth0 is not attached any more"), err)?;
+    let web = words(&all, "web/eth0")?;
+    ensure(
+        is_in(&web, "first") && !is_in(&web, "second"),
+        format!("{web:?}"),
+    )?;
+    let client = words(&all, "client/eth0")?;
+    ensure(
+        is_in(&client, "first") && is_in(&client, "second"),
+        format!("{client:?}"),
+    )?;
+
+    // What is kept is of who has the mark now.
+    let shown = last.display().to_string();
+    let mut web = Vec::new();
+    for _ in 0..200 {
+        net.done(&["dump", "web", "-w", &shown], &run)?;
+        web = words(&last, "web/eth0")?;
+        if is_in(&web, "second") {
+            break;
+        }
+    }
+    ensure(
+        is_in(&web, "second") && !is_in(&web, "first"),
+        format!("{web:?}"),
+    )?;
+    flows.end()?;
+
+    // With the last one that is captured a capture ends.
+    let capture = net.beside(&["capture", "web", "-w", &shown], "capturing 1 interfaces")?;
+    net.done(&["detach", "web"], &run)?;
+    let (_, err) = capture.wait()?;
+    ensure(err.contains("web/eth0 is not attached any more"), err)
+}
+
+/// On a full file system.
+fn without_room() -> Test {
+    let net = Net::new(Mode::Inline)?;
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().display();
+    sh(&format!("mount -t tmpfs -o size=512k none {path}"))?;
+    let captured = || -> Test {
+        for more in [&[][..], &["--rotate", "200K"]] {
+            let shown = format!("{path}/web.pcapng");
+            let capture = net.beside(
+                &[&["capture", "web", "-w", &shown], more].concat(),
+                "capturing 1 interfaces",
+            )?;
+            net.exchange(1 << 20)?;
+            let Err(told) = capture.wait() else {
+                return Err("there was room".into());
+            };
+            let told = format!("{told:?}");
+            ensure(told.contains("No space left"), told)?;
+            let files = listed(directory.path(), "web")?;
+            ensure(!files.is_empty(), "no file")?;
+            for file in files {
+                ensure(!read(&file)?.0.is_empty(), format!("{file:?}"))?;
+                opens_elsewhere(&file)?;
+                std::fs::remove_file(file)?;
+            }
+        }
+        Ok(())
+    };
+    let told = captured();
+    sh(&format!("umount {path}"))?;
+    told
 }

@@ -64,17 +64,31 @@ impl LinkEvents {
     /// # Errors
     /// The namespace could not be entered, or the kernel refused: to hear of other namespaces takes CAP_NET_BROADCAST in them.
     pub fn open(host: &Netns) -> Result<Self, Error> {
+        Self::listen(host, true)
+    }
+
+    /// The same of the links in `netns` alone, which takes no capability.
+    ///
+    /// # Errors
+    /// The namespace could not be entered, or the kernel refused.
+    pub fn open_one(netns: &Netns) -> Result<Self, Error> {
+        Self::listen(netns, false)
+    }
+
+    fn listen(netns: &Netns, to_all: bool) -> Result<Self, Error> {
         let failed = |source| Error::Netlink {
             op: "listen for links".into(),
-            netns: host.label().into(),
+            netns: netns.label().into(),
             source,
         };
-        let socket = host
+        let socket = netns
             .within(|| -> io::Result<Socket> {
                 let mut socket = Socket::new(NETLINK_ROUTE)?;
                 setsockopt(&socket, sockopt::RcvBufForce, &WAITING)
                     .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &WAITING))?;
-                socket.set_listen_all_namespaces(true)?;
+                if to_all {
+                    socket.set_listen_all_namespaces(true)?;
+                }
                 socket.set_non_blocking(true)?;
                 socket.bind(&SocketAddr::new(0, RTMGRP_LINK))?;
                 Ok(socket)
@@ -82,7 +96,7 @@ impl LinkEvents {
             .map_err(failed)?;
         Ok(Self {
             socket,
-            label: host.label().into(),
+            label: netns.label().into(),
             buffer: vec![0; 64 << 10],
         })
     }

@@ -4,11 +4,11 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use nvcapture::{Next, Ring, RingConfig, SegmentSizes};
-use nvnet::BRIDGE;
+use nvnet::{BRIDGE, LinkEvents, LinkNews, Netns};
 
 use crate::args::Capture;
 use crate::capture_file::{Files, Rotation, chosen};
-use crate::cmd::flows::no_ring;
+use crate::cmd::flows::{no_ring, wall_clock};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::expression;
@@ -37,8 +37,8 @@ pub(crate) fn run(args: &Capture, say: Say) -> Result<()> {
         .map(expression::live)
         .transpose()?;
     let interrupt = Interrupt::listen()?;
-    let mut attached =
-        nvnet::list(&host()?).map_err(|error| net("cannot read what is attached", &error))?;
+    let mut holders = Holders::follow(host()?)?;
+    let mut attached = holders.list()?;
     Current::default().apply(&mut attached);
     let chosen = chosen(&args.targets, &attached, say)?;
     let config = RingConfig {
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Capture, say: Say) -> Result<()> {
         escape::text(&files.shown())
     ));
 
-    let read = copy(&mut ring, &mut files, args, &interrupt)?;
+    let read = copy(&mut ring, &mut holders, &mut files, (args, &interrupt, say))?;
     let lost = ring.stats().unwrap_or_default().dropped;
     files.lost = lost;
     let files = files.finish()?;
@@ -84,8 +84,46 @@ pub(crate) fn not_for_the_terminal() -> CliError {
     )
 }
 
+/// Who has the marks of frames: it is asked again when a link has come or gone.
+struct Holders {
+    host: Netns,
+    links: LinkEvents,
+}
+
+impl Holders {
+    fn follow(host: Netns) -> Result<Self> {
+        let links =
+            LinkEvents::open_one(&host).map_err(|error| net("cannot hear of links", &error))?;
+        Ok(Self { host, links })
+    }
+
+    fn list(&self) -> Result<Vec<nvnet::Attachment>> {
+        nvnet::list(&self.host).map_err(|error| net("cannot read what is attached", &error))
+    }
+
+    /// Tells `files` who has them now, if it may be others than it was.
+    ///
+    /// Whoever has got a mark did so before its first frame came: asked before a block is written, no frame is taken for another's.
+    fn tell(&mut self, files: &mut Files, say: Say) -> Result<()> {
+        let news = self.links.next(Duration::ZERO);
+        let news = news.map_err(|error| net("cannot hear of links", &error))?;
+        if news != LinkNews::Nothing {
+            for gone in files.follow(&self.list()?, wall_clock()) {
+                let gone = escape::text(&gone);
+                say.warn(format_args!("{gone} is not attached any more"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Writes the frames of the interfaces wanted; gives how many frames were read.
-fn copy(ring: &mut Ring, files: &mut Files, args: &Capture, interrupt: &Interrupt) -> Result<u64> {
+fn copy(
+    ring: &mut Ring,
+    holders: &mut Holders,
+    files: &mut Files,
+    (args, interrupt, say): (&Capture, &Interrupt, Say),
+) -> Result<u64> {
     let unreadable = |error: nvcapture::Error| {
         CliError::new(format!("cannot read {BRIDGE} any longer")).caused_by(&error)
     };
@@ -98,6 +136,7 @@ fn copy(ring: &mut Ring, files: &mut Files, args: &Capture, interrupt: &Interrup
     loop {
         match ring.next_block(Some(TICK)) {
             Ok(Next::Block(block)) => {
+                holders.tell(files, say)?;
                 for frame in block.frames() {
                     read += 1;
                     if files.write(&frame, &mut octets)? && files.frames() == most {
@@ -106,7 +145,11 @@ fn copy(ring: &mut Ring, files: &mut Files, args: &Capture, interrupt: &Interrup
                 }
             }
             Ok(Next::TimedOut) | Err(nvcapture::Error::InterfaceDown { .. }) => {}
-            Ok(Next::End) | Err(nvcapture::Error::InterfaceGone { .. }) => return Ok(read),
+            Ok(Next::End) => return Ok(read),
+            Err(error @ nvcapture::Error::InterfaceGone { .. }) => {
+                say.warn(format_args!("{error}"));
+                return Ok(read);
+            }
             Err(
                 error @ (nvcapture::Error::Malformed { .. } | nvcapture::Error::Incomplete { .. }),
             ) => {
@@ -117,9 +160,11 @@ fn copy(ring: &mut Ring, files: &mut Files, args: &Capture, interrupt: &Interrup
         let now = Instant::now();
         if now >= due {
             due = now + TICK;
+            holders.tell(files, say)?;
             files.lost = ring.stats().unwrap_or_default().dropped;
             files.flush()?;
-            if !stopped && (interrupt.is_asked() || until.is_some_and(|until| now >= until)) {
+            let is_over = || files.is_over() || until.is_some_and(|until| now >= until);
+            if !stopped && (interrupt.is_asked() || is_over()) {
                 ring.stop().map_err(unreadable)?;
                 stopped = true;
             }

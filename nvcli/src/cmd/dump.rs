@@ -58,6 +58,7 @@ pub(crate) fn run(args: &Dump, say: Say) -> Result<()> {
     // Asked before a file is made: there may be nobody who kept anything.
     let answer = recorder::ask(&request)?;
     let mut files = Files::create(&args.write, &chosen, None, Rotation::default())?;
+    files.leave_out_older();
     let mut capture = CaptureFile::new(answer.frames);
     let mut octets = Vec::new();
     let read = loop {
