@@ -121,10 +121,10 @@ impl CliError {
         self
     }
 
-    /// Says what is still in the kernel; any such line makes the exit code 3.
+    /// Says what is still in the kernel; any such line makes the exit code of a failure 3.
     pub(crate) fn left(mut self, left: impl IntoIterator<Item = String>) -> Self {
         self.0.left.extend(left);
-        if !self.0.left.is_empty() {
+        if !self.0.left.is_empty() && self.0.exit != Exit::Done {
             self.0.exit = Exit::Left;
         }
         self

@@ -242,9 +242,15 @@ pub(crate) fn holder<'k>(
     at(holders, record.flow_start.as_micros() / 1_000)
 }
 
-/// Whether `wanted` names the workload: by its name, or by the first digits of its container's id.
+/// Whether `wanted` names the workload: by its name, or by its container's id or the first digits of that, of which the kernel has twelve.
 pub(crate) fn is_called(wanted: &str, name: &str, container_id: Option<&str>) -> bool {
-    wanted == name || (!wanted.is_empty() && container_id.is_some_and(|id| id.starts_with(wanted)))
+    const WHOLE: usize = 64;
+    let is_whole = wanted.len() == WHOLE && wanted.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let is_id = |id: &str| {
+        !wanted.is_empty() && id.starts_with(wanted)
+            || is_whole && !id.is_empty() && wanted.starts_with(id)
+    };
+    wanted == name || container_id.is_some_and(is_id)
 }
 
 /// The addresses inside the container that tell it from others.
@@ -309,5 +315,12 @@ mod tests {
         assert!(!is_called("web", "web-1", Some("4f5c0e1b")));
         assert!(!is_called("5c", "web-1", Some("4f5c0e1b")));
         assert!(!is_called("", "web-1", Some("4f5c0e1b")));
+        // All of it, of which the kernel has less.
+        let whole = "4f5c0e1b".repeat(8);
+        assert!(is_called(&whole, "web-1", Some("4f5c0e1b4f5c")));
+        assert!(is_called(&whole, "web-1", Some(&whole)));
+        assert!(!is_called(&whole, "web-1", Some("4f5c0e1b4f5d")));
+        assert!(!is_called(&whole, "web-1", Some("")));
+        assert!(!is_called("4f5c0e1b4f5c.1", "web-1", Some("4f5c0e1b4f5c")));
     }
 }

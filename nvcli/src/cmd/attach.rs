@@ -49,7 +49,12 @@ pub(crate) fn run(args: &Attach, say: Say) -> Result<()> {
         attached.len(),
         if attached.len() == 1 { "" } else { "s" }
     ));
-    list::print(&attached, args.output, args.no_header)
+    list::print(&attached, args.output, args.no_header).map_err(|error| {
+        error.left(attached.iter().map(|attachment| {
+            let (name, interface) = (&attachment.workload.name, &attachment.interface);
+            format!("{interface} of {name} is attached (id {})", attachment.id)
+        }))
+    })
 }
 
 fn plan(
