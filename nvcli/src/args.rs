@@ -251,7 +251,7 @@ pub(crate) struct Flows {
     /// Meter by a ring of its own, also when an agent runs that could be asked
     #[arg(long, conflicts_with = "read")]
     pub(crate) direct: bool,
-    /// End with the accounting of all frames on standard error (live runs always do, unless --quiet)
+    /// End with the accounting of all frames on standard error (who reads nv-br itself always does, unless --quiet)
     #[arg(long)]
     pub(crate) stats: bool,
     /// What connections are added up by.

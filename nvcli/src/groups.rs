@@ -15,11 +15,12 @@ use crate::exit::Say;
 use crate::render::flows::protocol;
 use crate::render::table::{Column, Fit, Layout};
 use crate::render::text::{self, count, grouped};
+use crate::twins::Twins;
 
 /// What connections are added up by.
 #[derive(Args, Debug)]
 pub(crate) struct Grouping {
-    /// Add connections up by these fields, with commas between them, and show the sums at the end
+    /// Add connections up by these fields, with commas between them, and show the sums at the end. One between two attached containers counts once, unless `id` or `interface` tells where it was seen
     #[arg(
         short,
         long,
@@ -35,6 +36,13 @@ pub(crate) struct Grouping {
     /// With --group-by: sums at the same time, at most; what has no room is added up in one line
     #[arg(long, value_name = "N", value_parser = positive, default_value_t = 100_000, requires = "group_by")]
     pub(crate) max_groups: usize,
+}
+
+impl Grouping {
+    /// Whether sums have an order in time.
+    pub(crate) const fn has_windows(&self) -> bool {
+        self.window.is_some()
+    }
 }
 
 /// A field that connections can have in common.
@@ -68,6 +76,8 @@ pub(crate) enum By {
 pub(crate) struct Groups {
     sums: Aggregator,
     window: Option<Duration>,
+    /// Where a sum may be of what was seen at two places.
+    twins: Option<Twins>,
 }
 
 impl Groups {
@@ -90,11 +100,15 @@ impl Groups {
         (!args.group_by.is_empty()).then(|| Self {
             sums: Aggregator::new(group_by, window, args.max_groups),
             window: args.window,
+            twins: (!by(By::Id) && !by(By::Interface)).then(Twins::default),
         })
     }
 
     pub(crate) fn add(&mut self, record: &FlowRecord) {
-        self.sums.add(record);
+        let twins = self.twins.as_mut();
+        if !twins.is_some_and(|twins| twins.is_second(record)) {
+            self.sums.add(record);
+        }
     }
 
     /// Writes all sums: by window and then the largest first, or all by `sort`; only the first `most`.

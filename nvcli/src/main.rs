@@ -20,11 +20,13 @@ mod meters;
 mod names;
 mod open;
 mod orphan;
+mod patient;
 mod queue;
 mod recorder;
 mod render;
 mod signals;
 mod target;
+mod twins;
 mod watch;
 
 use std::process::ExitCode;

@@ -176,6 +176,19 @@ fn what_cannot_be_followed_is_wrong_usage() {
             "duration",
         ],
         &["flows", "--read", "-", "--read", "-"],
+        // Of an option that is ruled out clap does not ask for what it needs.
+        &["flows", "--read", "a", "--interval", "1s"],
+        &["flows", "--read", "a", "--group", "service"],
+        &["flows", "--duration", "1s", "--threads", "2"],
+        &[
+            "flows",
+            "--read",
+            "a",
+            "--group-by",
+            "client",
+            "--sort",
+            "start",
+        ],
         &["capture", "web-1"],
         &["completions", "tcsh"],
     ] {
@@ -1057,4 +1070,53 @@ fn doctor_tells_each_finding_as_json_too() {
     assert!(docker["try"].is_string());
     let fails = findings.iter().any(|finding| finding["verdict"] == "fail");
     assert_eq!(output.status.code(), Some(i32::from(fails)));
+}
+
+/// Who writes may be silent for ever, or not be there yet.
+#[test]
+fn a_signal_ends_the_wait_for_a_pipe() {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    use std::time::{Duration, Instant};
+
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let long = Duration::from_secs(20);
+    for writes in [true, false] {
+        let mut child = nvcli()
+            .args(["flows", "--output", "json", "--read"])
+            .arg(&fifo)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It can be opened as soon as somebody reads.
+        let began = Instant::now();
+        let mut writer = loop {
+            let opened = std::fs::OpenOptions::new()
+                .write(true)
+                .custom_flags(nix::libc::O_NONBLOCK)
+                .open(&fifo);
+            match opened {
+                Ok(writer) => break writer,
+                Err(error) => assert!(began.elapsed() < long, "{error}"),
+            }
+        };
+        if writes {
+            writer.write_all(&capture(&frames())).unwrap();
+        }
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let asked = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if asked.elapsed() > long {
+                child.kill().unwrap();
+                panic!("it still waits");
+            }
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(stderr(&output), "");
+        drop(writer);
+    }
 }

@@ -45,6 +45,11 @@ fn main() {
         attach_tells_the_blackout_it_measured,
     ));
     trials.push(privileged(
+        "what_is_attached_is_told_where_the_output_is_full",
+        NEEDS,
+        attached_without_output,
+    ));
+    trials.push(privileged(
         "all_targets_are_attached_or_none",
         NEEDS,
         all_targets_are_attached_or_none,
@@ -64,6 +69,10 @@ fn main() {
         (
             "of_a_file_without_room_what_is_there_is_whole",
             without_room,
+        ),
+        (
+            "between_two_attached_ones_a_connection_counts_once",
+            seen_twice,
         ),
     ] {
         trials.push(privileged(name, WITH_TSHARK, test));
@@ -321,6 +330,17 @@ impl Net {
 
     fn client(&self) -> &LabContainer {
         &self.lab.containers[1]
+    }
+
+    /// Attaches another one, or one again; gives its id.
+    fn attach(&self, container: &LabContainer) -> Result<nvnet::AttachmentId, Failed> {
+        let workload = Workload {
+            name: container.name.clone(),
+            ..Workload::default()
+        };
+        let plan = Plan::new(&self.lab.host, &container.netns, workload);
+        let attached = plan.check().and_then(|plan| plan.attach());
+        Ok(attached.map_err(chain)?.first().ok_or("nothing")?.id)
     }
 
     /// nvcli on the host, which runs until it is interrupted.
@@ -875,15 +895,6 @@ fn marks_that_are_used_again() -> Test {
         directory.path().join("all.pcapng"),
         directory.path().join("last.pcapng"),
     );
-    let attach = |container: &LabContainer| -> Result<_, Failed> {
-        let workload = Workload {
-            name: container.name.clone(),
-            ..Workload::default()
-        };
-        let plan = Plan::new(&net.lab.host, &container.netns, workload);
-        let attached = plan.check().and_then(|plan| plan.attach());
-        Ok(attached.map_err(chain)?.first().ok_or("nothing")?.id)
-    };
     let say = |word: &str| -> Test {
         let (from, to) = (net.web().ipv4, net.client().ipv4);
         let sent = net.web().netns.run(|| -> std::io::Result<usize> {
@@ -892,7 +903,7 @@ fn marks_that_are_used_again() -> Test {
         same("sent", sent, word.len())
     };
     let is_in = |words: &[String], word: &str| words.iter().any(|one| one == word);
-    attach(net.client())?;
+    net.attach(net.client())?;
     let shown = all.display().to_string();
     let capture = net.beside(
         &["capture", "web", "client", "-w", &shown, "--filter", "udp"],
@@ -906,7 +917,7 @@ fn marks_that_are_used_again() -> Test {
     let before = nvnet::list(&net.lab.host)?;
     say("first")?;
     net.done(&["detach", "web"], &run)?;
-    let id = attach(net.web())?;
+    let id = net.attach(net.web())?;
     ensure(
         before
             .iter()
@@ -982,4 +993,50 @@ fn without_room() -> Test {
     let told = captured();
     sh(&format!("umount {path}"))?;
     told
+}
+
+/// Each end has a record of its own of the same connection.
+fn seen_twice() -> Test {
+    let net = Net::new(Mode::Inline)?;
+    net.attach(net.client())?;
+    let by = |fields: &str| {
+        net.beside(
+            &["flows", "--output", "json", "--group-by", fields, "tcp"],
+            "metering",
+        )
+    };
+    let (once, apart) = (by("client,server")?, by("client,server,id")?);
+    for _ in 0..3 {
+        net.exchange(1_000)?;
+    }
+    let sums = |run: Beside| -> Result<Vec<Value>, Failed> { records(&run.end()?.0) };
+    let (once, apart) = (sums(once)?, sums(apart)?);
+    same("sums", (once.len(), apart.len()), (1, 2))?;
+    for sum in once.iter().chain(&apart) {
+        same("client", &sum["client"], &"client".into())?;
+        same("server", &sum["server"], &"web".into())?;
+        same("connections", &sum["connectionsOpened"], &3.into())?;
+        same("octets", &sum["initiatorOctets"], &3_000.into())?;
+    }
+    Ok(())
+}
+
+/// The change is made, and nobody could be told of it.
+fn attached_without_output() -> Test {
+    let lab = Lab::new(&["web"])?;
+    let target = path_of(&lab.containers[0].netns);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+    command
+        .args(["attach", &target])
+        .stdout(std::fs::File::create("/dev/full")?);
+    let told = lab.host.run(|| command.output())??;
+    let err = String::from_utf8(told.stderr)?;
+    same(&err, told.status.code(), Some(3))?;
+    ensure(
+        err.contains("left: eth0 of") && err.contains("is attached"),
+        err,
+    )?;
+    same("attached", nvnet::list(&lab.host)?.len(), 1)?;
+    let (code, _, err) = nvcli(&lab, &["detach", "--all"])?;
+    same(&err, code, Some(0))
 }

@@ -1,7 +1,7 @@
 //! `nvcli flows`: connections, live or from files.
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ use crate::health::Tally;
 use crate::meters::{self, Meters};
 use crate::names::Names;
 use crate::open::{host, net};
+use crate::patient::Patient;
 use crate::recorder::{self, Recorder};
 use crate::render::flows::{Csv, Json, Lines, Table};
 use crate::render::order::rank;
@@ -72,6 +73,15 @@ pub(crate) fn run(args: &Flows, say: Say) -> Result<()> {
             "this --sort is of single connections; with --group-by: octets, packets or start",
         ));
     }
+    if !args.grouping.group_by.is_empty()
+        && args.sort == Some(SortKey::Start)
+        && !args.grouping.has_windows()
+    {
+        return Err(CliError::usage(
+            "sums have no start of their own, but with --window",
+        ));
+    }
+    without_effect(args)?;
     let interrupt = Interrupt::listen()?;
     match filter {
         Frames::Live(program) => match agent(args, say)? {
@@ -85,6 +95,29 @@ pub(crate) fn run(args: &Flows, say: Say) -> Result<()> {
             let meters = Meters::new(config(args), args.threads)?;
             files((args, &exports), filter, say, meters, &interrupt)
         }
+    }
+}
+
+/// Refuses what would do nothing: clap does not ask for an option that one beside it rules out.
+fn without_effect(args: &Flows) -> Result<()> {
+    let refused = [
+        (
+            args.interval.is_some() && !args.watch,
+            "--interval",
+            "--watch",
+        ),
+        (args.group.is_some() && !args.watch, "--group", "--watch"),
+        (
+            args.threads > 1 && args.read.is_empty(),
+            "--threads",
+            "--read",
+        ),
+    ];
+    match refused.into_iter().find(|(is_refused, ..)| *is_refused) {
+        Some((_, option, with)) => Err(CliError::usage(format!(
+            "{option} has a meaning with {with} only"
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -400,34 +433,24 @@ fn files(
     let mut before = 0;
     let mut failed: Option<CliError> = None;
     for file in &args.read {
-        let (read, shown) = if is_stdin(file) {
-            (
-                read_one(
-                    CaptureFile::new(io::stdin()),
-                    &mut meters,
-                    (&mut out, filter.as_mut()),
-                    before,
-                    interrupt,
-                    &mut totals,
-                    &mut lost_before,
-                ),
-                "standard input".into(),
-            )
+        let shown = if is_stdin(file) {
+            "standard input".into()
         } else {
-            let shown = file.display().to_string();
-            let read = match CaptureFile::open(file) {
-                Ok(capture) => read_one(
-                    capture,
-                    &mut meters,
-                    (&mut out, filter.as_mut()),
-                    before,
-                    interrupt,
-                    &mut totals,
-                    &mut lost_before,
-                ),
-                Err(error) => Err(Stop::Source(error)),
-            };
-            (read, shown)
+            file.display().to_string()
+        };
+        let mut run = Reading {
+            meters: &mut meters,
+            out: &mut out,
+            filter: filter.as_mut(),
+            before,
+            interrupt,
+            totals: &mut totals,
+            lost_before: &mut lost_before,
+        };
+        let read = match Input::open(file, interrupt) {
+            Ok(Input::File(capture)) => run.read(capture),
+            Ok(Input::Pipe(capture)) => run.read(capture),
+            Err(error) => Err(Stop::Source(error)),
         };
         before += length(std::slice::from_ref(file)).unwrap_or(0);
         match read {
@@ -487,52 +510,91 @@ enum Stop {
     Filter(CliError),
 }
 
-fn read_one<R: Read>(
-    mut capture: CaptureFile<R>,
-    meters: &mut Meters,
-    (out, mut filter): (&mut Output<'_>, Option<&mut OfFiles>),
-    before: u64,
-    interrupt: &Interrupt,
-    totals: &mut SourceStats,
-    lost_before: &mut u64,
-) -> std::result::Result<ControlFlow<()>, Stop> {
-    let ended = loop {
-        let flow = match capture.next_block() {
-            Ok(Next::Block(block)) => match &mut filter {
-                None => meters.observe(block.frames(), out).map_err(Stop::Output),
-                Some(filter) => {
-                    let wanted = block.frames().filter(|frame| filter.admits(frame));
-                    let flow = meters.observe(wanted, out).map_err(Stop::Output);
-                    match filter.failure() {
-                        Some(error) => Err(Stop::Filter(error)),
-                        None => flow,
-                    }
-                }
-            },
-            Ok(Next::TimedOut) => Ok(ControlFlow::Continue(())),
-            Ok(Next::End) => break Ok(ControlFlow::Continue(())),
-            Err(error) => Err(Stop::Source(error)),
+/// A capture to read.
+enum Input<'i> {
+    File(CaptureFile<File>),
+    Pipe(CaptureFile<Patient<'i>>),
+}
+
+impl<'i> Input<'i> {
+    fn open(file: &Path, interrupt: &'i Interrupt) -> std::result::Result<Self, nvcapture::Error> {
+        let pipe = if is_stdin(file) {
+            Patient::stdin(interrupt)
+        } else if std::fs::metadata(file).is_ok_and(|it| !it.is_file() && !it.is_dir()) {
+            Patient::open(file, interrupt)
+        } else {
+            return CaptureFile::open(file).map(Self::File);
         };
-        if let Some(progress) = &mut out.progress {
-            progress.at(before + capture.position(), Instant::now());
+        match pipe {
+            Ok(input) => Ok(Self::Pipe(CaptureFile::new(input))),
+            Err(source) => Err(nvcapture::Error::Io {
+                op: "open",
+                path: file.display().to_string(),
+                source,
+            }),
         }
-        match flow {
-            Ok(ControlFlow::Continue(())) if !interrupt.is_asked() => {}
-            Ok(_) => break Ok(ControlFlow::Break(())),
-            Err(stop) => break Err(stop),
-        }
-    };
-    if let Ok(stats) = capture.stats() {
-        totals.frames += stats.frames;
-        totals.wire_octets += stats.wire_octets;
-        totals.truncated += stats.truncated;
     }
-    *lost_before += capture
-        .interfaces()
-        .iter()
-        .map(|interface| interface.dropped)
-        .sum::<u64>();
-    ended
+}
+
+/// What files are read into, one after the other.
+struct Reading<'r, 'o> {
+    meters: &'r mut Meters,
+    out: &'r mut Output<'o>,
+    filter: Option<&'r mut OfFiles>,
+    /// Octets of those that were read before.
+    before: u64,
+    interrupt: &'r Interrupt,
+    totals: &'r mut SourceStats,
+    /// Frames that captures say were lost before they were written.
+    lost_before: &'r mut u64,
+}
+
+impl Reading<'_, '_> {
+    fn read<R: Read>(
+        &mut self,
+        mut capture: CaptureFile<R>,
+    ) -> std::result::Result<ControlFlow<()>, Stop> {
+        let Self { meters, out, .. } = self;
+        let ended = loop {
+            let flow = match capture.next_block() {
+                Ok(Next::Block(block)) => match &mut self.filter {
+                    None => meters.observe(block.frames(), out).map_err(Stop::Output),
+                    Some(filter) => {
+                        let wanted = block.frames().filter(|frame| filter.admits(frame));
+                        let flow = meters.observe(wanted, out).map_err(Stop::Output);
+                        match filter.failure() {
+                            Some(error) => Err(Stop::Filter(error)),
+                            None => flow,
+                        }
+                    }
+                },
+                Ok(Next::TimedOut) => Ok(ControlFlow::Continue(())),
+                Ok(Next::End) => break Ok(ControlFlow::Continue(())),
+                // What was to come of a pipe was not waited for.
+                Err(_) if self.interrupt.is_asked() => break Ok(ControlFlow::Break(())),
+                Err(error) => Err(Stop::Source(error)),
+            };
+            if let Some(progress) = &mut out.progress {
+                progress.at(self.before + capture.position(), Instant::now());
+            }
+            match flow {
+                Ok(ControlFlow::Continue(())) if !self.interrupt.is_asked() => {}
+                Ok(_) => break Ok(ControlFlow::Break(())),
+                Err(stop) => break Err(stop),
+            }
+        };
+        if let Ok(stats) = capture.stats() {
+            self.totals.frames += stats.frames;
+            self.totals.wire_octets += stats.wire_octets;
+            self.totals.truncated += stats.truncated;
+        }
+        *self.lost_before += capture
+            .interfaces()
+            .iter()
+            .map(|interface| interface.dropped)
+            .sum::<u64>();
+        ended
+    }
 }
 
 fn unreadable(file: &str, error: &nvcapture::Error) -> CliError {
@@ -571,6 +633,7 @@ fn of_a_ring(args: &Flows) -> Option<&'static str> {
         (args.idle_timeout.is_some(), "--idle-timeout"),
         (args.active_timeout != ACTIVE_TIMEOUT, "--active-timeout"),
         (args.max_connections != MAX_CONNECTIONS, "--max-connections"),
+        (args.stats, "--stats"),
     ];
     let first = asked.into_iter().find(|(is_asked, _)| *is_asked);
     first.map(|(_, option)| option)
