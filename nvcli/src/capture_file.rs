@@ -45,7 +45,8 @@ pub(crate) fn chosen<'a>(
             .filter(|attachment| is_of(attachment, target))
             .collect();
         if of_target.is_empty() {
-            return Err(not_attached(target, attached).remedy(format!("nvcli attach {target}")));
+            let remedy = format!("nvcli attach {target}");
+            return Err(not_attached(target, attached, remedy));
         }
         for new in of_target {
             if chosen.iter().all(|old| old.id != new.id) {

@@ -1018,7 +1018,24 @@ fn bad_targets_are_told_in_a_line(/* all that an operator can get wrong with an 
         done(&["attach", &web])?;
         refused(&["attach", &web], 1, &["already"])?;
         // It has no network of its own: what it shares is attached already, as its owner's.
-        refused(&["attach", &format!("{prefix}-shared")], 1, &[&web])?;
+        let shared = format!("{prefix}-shared");
+        refused(&["attach", &shared], 1, &[&web])?;
+        for arguments in [
+            &["detach", &shared][..],
+            &["capture", &shared, "-w", "/dev/null"],
+            &["flows", "--container", &shared],
+        ] {
+            refused(arguments, 1, &[&format!("name {web} instead")])?;
+        }
+        // By its whole id as well, of which the kernel has the beginning.
+        let id = sh(&format!("docker inspect --format '{{{{.Id}}}}' {web}"))?;
+        for arguments in [
+            &["flows", "--duration", "1ms", "--container", id.trim()][..],
+            &["detach", id.trim()],
+            &["attach", id.trim()],
+        ] {
+            done(arguments)?;
+        }
         done(&["detach", "--all"])?;
         same(
             "links of ours",

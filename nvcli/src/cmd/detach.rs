@@ -6,6 +6,7 @@ use nvnet::{Attachment, AttachmentId, Netns, Session};
 use serde::Serialize;
 
 use crate::args::{Detach, ListOutput};
+use crate::container::Engine;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::names::{Current, is_called};
@@ -40,7 +41,11 @@ pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
             .filter(|attachment| is_of(attachment, target))
             .collect();
         let Some(first) = of_target.first() else {
-            return Err(not_attached(target, &attached));
+            let remedy = match attached.is_empty() {
+                true => format!("nvcli attach {target}"),
+                false => "nvcli list".into(),
+            };
+            return Err(not_attached(target, &attached, remedy));
         };
         if let Some(other) = of_target
             .iter()
@@ -110,23 +115,37 @@ pub(crate) fn is_of(attachment: &Attachment, target: &Target) -> bool {
     }
 }
 
-/// The error for a target that is not attached.
-pub(crate) fn not_attached(target: &Target, attached: &[Attachment]) -> CliError {
+/// The error for a target that is not attached, and what to do about it, unless it is attached as another one.
+pub(crate) fn not_attached(target: &Target, attached: &[Attachment], remedy: String) -> CliError {
+    let error = CliError::new(format!("{target} is not attached"));
+    if let Some(owner) = owner(target) {
+        return error
+            .because(format!(
+                "it shares the network of {owner}, and is seen as that"
+            ))
+            .remedy(format!("name {owner} instead"));
+    }
     let mut names: Vec<&str> = attached
         .iter()
         .map(|attachment| attachment.workload.name.as_str())
         .collect();
     names.dedup();
     names.truncate(5);
-    let error = CliError::new(format!("{target} is not attached"));
-    if names.is_empty() {
-        return error
-            .because("nothing is")
-            .remedy(format!("nvcli attach {target}"));
-    }
-    error
-        .because(format!("attached: {}", names.join(", ")))
-        .remedy("nvcli list")
+    let error = if names.is_empty() {
+        error.because("nothing is")
+    } else {
+        error.because(format!("attached: {}", names.join(", ")))
+    };
+    error.remedy(remedy)
+}
+
+/// The container whose network that of `target` is, where it has none of its own.
+fn owner(target: &Target) -> Option<String> {
+    let Target::Container(name) = target else {
+        return None;
+    };
+    let found = Engine::connect().ok()?.find(name).ok()?;
+    found.shared_by.map(|_| found.name)
 }
 
 fn print(attachment: &Attachment, output: ListOutput) -> io::Result<()> {

@@ -16,6 +16,7 @@ use nvnet::BRIDGE;
 
 use crate::agent::feed::{self, Feed, Open, Told};
 use crate::args::{ACTIVE_TIMEOUT, Flows, MAX_CONNECTIONS, RecordOutput, SortKey};
+use crate::cmd::detach::not_attached;
 use crate::escape;
 use crate::events::{Changes, Event};
 use crate::exit::{CliError, Result, Say};
@@ -34,6 +35,7 @@ use crate::render::progress::Progress;
 use crate::render::table::terminal_width;
 use crate::render::text::{count, grouped};
 use crate::signals::Interrupt;
+use crate::target::Target;
 use crate::watch;
 
 /// How long a live run sleeps at most before it looks at signals and clocks.
@@ -678,8 +680,9 @@ fn attached(containers: &[String]) -> Result<Names> {
             crate::names::is_called(wanted, &a.workload.name, a.workload.container_id.as_deref())
         };
         if names.attached().iter().find(is_there).is_none() {
-            return Err(CliError::new(format!("{wanted} is not attached"))
-                .remedy(format!("nvcli attach {wanted}")));
+            let remedy = format!("nvcli attach {wanted}");
+            let target = Target::Container(wanted.clone());
+            return Err(not_attached(&target, names.attached(), remedy));
         }
     }
     Ok(names)
