@@ -38,6 +38,8 @@ const VERSION: u32 = 1;
 const LONGEST: u64 = 1 << 20;
 /// How long one waits for the other.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// So many are answered at the same time: who reads slowly keeps the others waiting only if there are as many of them.
+const CLIENTS: usize = 4;
 /// Octets of frames that are copied out while the recorder is held: some hundred microseconds' work.
 const AT_ONCE: usize = 1 << 20;
 
@@ -124,26 +126,28 @@ pub(crate) struct Answer {
 pub(crate) struct Served {
     path: PathBuf,
     over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
-        // Wakes who waits for a client.
-        let _ = UnixStream::connect(&self.path);
+        // Wakes those who wait for a client.
+        for _ in &self.threads {
+            let _ = UnixStream::connect(&self.path);
+        }
         let _ = std::fs::remove_file(&self.path);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-/// Answers for `recorder`, which keeps frames of the nv-br in `netns`, in a thread that runs `prepare` first.
+/// Answers for `recorder`, which keeps frames of the nv-br in `netns`, in threads that run `prepare` first.
 pub(crate) fn serve(
-    recorder: Arc<Recorder>,
+    recorder: &Arc<Recorder>,
     netns: NetnsId,
-    prepare: impl FnOnce() + Send + 'static,
+    prepare: impl Fn() + Copy + Send + 'static,
 ) -> Result<Served> {
     let directory = directory();
     let path = directory.join(format!("recorder-{}.sock", std::process::id()));
@@ -160,10 +164,15 @@ pub(crate) fn serve(
     }
     let listener = UnixListener::bind(&path).map_err(failed)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    let over = Arc::new(AtomicBool::new(false));
-    let thread = {
-        let over = Arc::clone(&over);
-        std::thread::Builder::new()
+    let mut served = Served {
+        path: path.clone(),
+        over: Arc::new(AtomicBool::new(false)),
+        threads: Vec::new(),
+    };
+    for _ in 0..CLIENTS {
+        let listener = listener.try_clone().map_err(failed)?;
+        let (recorder, over) = (Arc::clone(recorder), Arc::clone(&served.over));
+        let thread = std::thread::Builder::new()
             .name("recorder".to_owned())
             .spawn(move || {
                 prepare();
@@ -178,13 +187,10 @@ pub(crate) fn serve(
                     }
                 }
             })
-            .map_err(failed)?
-    };
-    Ok(Served {
-        path,
-        over,
-        thread: Some(thread),
-    })
+            .map_err(failed)?;
+        served.threads.push(thread);
+    }
+    Ok(served)
 }
 
 /// Makes the directory, in which nobody else can put or find a socket.
@@ -256,7 +262,10 @@ fn write_frames(
     request: &Request,
     over: &AtomicBool,
 ) -> io::Result<()> {
-    let failed = |error: nvcapture::Error| io::Error::other(error);
+    let failed = |error: nvcapture::Error| match error {
+        nvcapture::Error::Io { source, .. } => source,
+        other => io::Error::other(other),
+    };
     let mut writer = CaptureWriter::new(out, "nvcli flight recorder").map_err(failed)?;
     let bridge = writer
         .add_interface(&InterfaceDescription {
@@ -374,6 +383,7 @@ pub(crate) fn ask(request: &Request) -> Result<Answer> {
         .filter(|path| is_recorder(path))
         .collect();
     paths.sort();
+    let mut silent = None;
     for path in paths {
         let stream = match UnixStream::connect(&path) {
             Ok(stream) => stream,
@@ -385,7 +395,15 @@ pub(crate) fn ask(request: &Request) -> Result<Answer> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(failed(error)),
         };
-        match asked(stream, request).map_err(failed)? {
+        let answer = match asked(stream, request) {
+            // Others may have what is asked for.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                silent = Some(path);
+                continue;
+            }
+            answer => answer.map_err(failed)?,
+        };
+        match answer {
             (told, _) if told.elsewhere => {}
             (
                 Told {
@@ -401,7 +419,11 @@ pub(crate) fn ask(request: &Request) -> Result<Answer> {
             (Told { pid, .. }, frames) => return Ok(Answer { pid, frames }),
         }
     }
-    Err(nobody())
+    Err(silent.map_or_else(nobody, |path| {
+        CliError::new("who keeps frames does not answer")
+            .because(format!("{} is silent", path.display()))
+            .remedy("its number is that of a process: look whether it is stopped, or has as many clients as it answers at a time")
+    }))
 }
 
 fn asked(stream: UnixStream, request: &Request) -> io::Result<(Told, BufReader<UnixStream>)> {

@@ -845,6 +845,22 @@ fn last_frames() -> Test {
             .all(|(octets, _)| !octets[..12].windows(4).any(|four| four == b"NeuV")),
         "marks were left in the frames",
     )?;
+    // Who does not read on keeps nobody waiting, and misses nothing.
+    let mut slow = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+    slow.args(["dump", "web", "-w", "-"])
+        .env("NVCLI_RUN_DIR", &run)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null());
+    let mut slow = net.lab.host.run(|| slow.spawn())??;
+    let mut pipe = slow.stdout.take().ok_or("no pipe")?;
+    let mut piped = vec![0];
+    pipe.read_exact(&mut piped)?;
+    dump(&[])?;
+    pipe.read_to_end(&mut piped)?;
+    ensure(slow.wait()?.success(), "the slow one was given up")?;
+    std::fs::write(directory.path().join("slow"), piped)?;
+    let slow = read(&directory.path().join("slow"))?.0;
+    ensure(slow.len() >= frames.len(), "frames are missing")?;
     // Nothing is younger than that by now.
     dump(&["--last", "1ms"])?;
     same("of the last millisecond", read(&file)?.0.len(), 0)?;

@@ -357,7 +357,7 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
         || Stage::start(&config.exports, Pace::Live),
     )?;
     let answering = recorder
-        .map(|recorder| recorder::serve(recorder, host.id(), rights::of_worker))
+        .map(|recorder| recorder::serve(&recorder, host.id(), rights::of_worker))
         .transpose()?;
     let state = Arc::new(State {
         host: host.clone(),

@@ -5,7 +5,6 @@ use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nvcapture::{
@@ -799,7 +798,7 @@ fn live(
     let recorder = match args.keep {
         Some(octets) => {
             let recorder = Recorder::new(octets, args.keep_for)?;
-            let served = recorder::serve(Arc::clone(&recorder), host()?.id(), || ())?;
+            let served = recorder::serve(&recorder, host()?.id(), || ())?;
             Some((recorder, served))
         }
         None => None,
