@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, BufWriter, Read as _, Write};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -53,14 +53,23 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
             .create(folder)
             .map_err(failed)?;
     }
-    match UnixStream::connect(path) {
-        Ok(_) => {
-            return Err(failed(io::Error::from(io::ErrorKind::AddrInUse)));
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(
+                CliError::new(format!("cannot listen at {}", path.display()))
+                    .because("something else than a socket is there, which is left as it is")
+                    .remedy("--socket PATH, where nothing is; or move away what is there"),
+            );
         }
-        // Left by one that was killed.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(failed)?;
-        }
+        Ok(_) => match UnixStream::connect(path) {
+            Ok(_) => return Err(failed(io::Error::from(io::ErrorKind::AddrInUse))),
+            // Left by one that was killed.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(failed)?;
+            }
+            Err(_) => {}
+        },
+        // It is to be made.
         Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
@@ -796,6 +805,27 @@ fn metrics(state: &State, out: &mut impl Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_that_was_left_makes_room_and_nothing_else_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("agent.sock");
+        let listener = bind(&socket).unwrap();
+        assert!(bind(&socket).is_err(), "somebody listens there");
+        drop(listener);
+        let listener = bind(&socket).unwrap();
+        drop(listener);
+        let file = folder.path().join("agent.toml");
+        std::fs::write(&file, "precious").unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        for other in [&file, &link] {
+            let told = bind(other).unwrap_err().to_string();
+            assert!(told.contains("something else than a socket"), "{told}");
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+        assert!(link.is_symlink() && socket.exists());
+    }
 
     #[test]
     fn questions_are_read_and_others_refused() {
