@@ -41,6 +41,11 @@ fn main() {
             a_full_disk_is_survived,
         ),
         privileged(
+            "a_full_disk_gets_no_segment_for_each_try",
+            &[Need::Netns],
+            a_full_disk_gets_no_segment_for_each_try,
+        ),
+        privileged(
             "prometheus_scrapes_the_sums",
             &[Need::Prometheus],
             prometheus_scrapes_the_sums,
@@ -872,6 +877,34 @@ fn a_full_disk_is_survived() -> Result<(), Failed> {
     ensure(
         records(lines)? == shown,
         "the file is not what is shown elsewhere",
+    )
+}
+
+fn a_full_disk_gets_no_segment_for_each_try() -> Result<(), Failed> {
+    let fixture = Fixture::new(1_000)?;
+    let folder = fixture.path("small");
+    std::fs::create_dir(&folder)?;
+    let nvcli = Path::new(env!("CARGO_BIN_EXE_nvcli")).display();
+    let (small, capture, port) = (
+        folder.display(),
+        fixture.capture.display(),
+        free_tcp_port()?,
+    );
+    let script = format!(
+        "mount -t tmpfs -o size=256k none {small} || exit 1
+         {nvcli} flows -r {capture} -o none --export 'nats://127.0.0.1:{port}?flush=4s&spool={small}/spool'
+         ls {small}/spool"
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+        .output()?;
+    let said = text(&output.stderr);
+    ensure(output.status.success(), &said)?;
+    ensure(said.contains("No space left"), &said)?;
+    same(
+        "files of the buffer",
+        text(&output.stdout).trim(),
+        "0000000000000000.spool\nlock",
     )
 }
 

@@ -148,9 +148,10 @@ impl Spool {
         whole.extend(checksum(&body).to_le_bytes());
         whole.extend(body);
         if let Err(error) = writer.write_all(&whole) {
-            // What is there of it is taken back, or ends the segment when it is read.
-            let _ = writer.set_len(last.octets);
-            self.writer = None;
+            // What is there of it is taken back, so that the next try goes on here; otherwise it ends the segment when it is read.
+            if writer.set_len(last.octets).is_err() {
+                self.writer = None;
+            }
             return Err(error);
         }
         last.octets += octets;
