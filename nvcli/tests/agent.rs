@@ -58,6 +58,11 @@ fn main() {
     };
     add("there_is_one_agent", NETNS, there_is_one_agent);
     add(
+        "an_agent_that_hangs_is_not_waited_for",
+        NETNS,
+        an_agent_that_hangs_is_not_waited_for,
+    );
+    add(
         "interfaces_that_come_later_are_attached",
         NETNS,
         interfaces_that_come_later_are_attached,
@@ -447,6 +452,34 @@ fn there_is_one_agent() -> Result<(), Failed> {
         String::from_utf8_lossy(&none.stderr).contains("no agent runs"),
         "it does not say so",
     )
+}
+
+fn an_agent_that_hangs_is_not_waited_for() -> Result<(), Failed> {
+    let lab = Lab::new(&["web"])?;
+    let name = target(&lab.containers[0].netns);
+    let agent = Agent::start(&lab.host, &["--no-engine", "--target", &name])?;
+    agent.signal(Signal::SIGSTOP)?;
+    for arguments in [&["list"][..], &["flows", "--duration", "1s"]] {
+        let began = Instant::now();
+        let output = agent.nvcli(arguments)?;
+        let took = began.elapsed();
+        let said = String::from_utf8(output.stderr)?;
+        ensure(
+            output.status.success() && said.contains("does not answer"),
+            format!("{arguments:?}: {said}"),
+        )?;
+        ensure(!said.contains("os error"), said)?;
+        ensure(
+            took < Duration::from_secs(12),
+            format!("{arguments:?} took {took:?}"),
+        )?;
+        if arguments == ["list"] {
+            let shown = String::from_utf8(output.stdout)?;
+            ensure(shown.contains("eth0"), shown)?;
+        }
+    }
+    agent.signal(Signal::SIGCONT)?;
+    agent.end().map(drop)
 }
 
 fn interfaces_that_come_later_are_attached() -> Result<(), Failed> {

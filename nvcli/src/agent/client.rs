@@ -12,7 +12,9 @@ use super::config::DEFAULT_SOCKET;
 use crate::exit::{CliError, Result};
 
 /// How long an answer may take to begin.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+/// The same, where there is another way than to ask the agent.
+pub(crate) const HASTE: Duration = Duration::from_secs(2);
 
 /// A connection to an agent, good for one question.
 #[derive(Debug)]
@@ -27,8 +29,8 @@ pub(crate) fn socket() -> PathBuf {
 }
 
 /// What the agent of `host` answers; `None` when none runs, and when it does not answer, which is said.
-pub(crate) fn ask(host: &Netns, path: &str) -> Option<Answer> {
-    let answer = Client::connect(&socket())
+pub(crate) fn ask(host: &Netns, path: &str, patience: Duration) -> Option<Answer> {
+    let answer = Client::connect(&socket(), patience)
         .and_then(|client| client.map(|client| client.get(path)).transpose());
     match answer {
         Ok(answer) => answer.filter(|answer| answer.is_of(host)),
@@ -41,13 +43,13 @@ pub(crate) fn ask(host: &Netns, path: &str) -> Option<Answer> {
 
 impl Client {
     /// Connects; `None` when no agent listens there.
-    pub(crate) fn connect(socket: &Path) -> Result<Option<Self>> {
+    pub(crate) fn connect(socket: &Path, patience: Duration) -> Result<Option<Self>> {
         let shown = socket.display().to_string();
         match UnixStream::connect(socket) {
             Ok(stream) => {
                 let timeouts = stream
-                    .set_read_timeout(Some(PATIENCE))
-                    .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+                    .set_read_timeout(Some(patience))
+                    .and_then(|()| stream.set_write_timeout(Some(patience)));
                 timeouts.map_err(|source| failed(&shown, &source))?;
                 Ok(Some(Self {
                     stream,
@@ -118,7 +120,20 @@ impl Client {
     }
 }
 
+/// Whether nothing came within the time.
+fn is_late(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
 fn failed(socket: &str, error: &io::Error) -> CliError {
+    if is_late(error) {
+        return CliError::new(format!("the agent at {socket} does not answer"))
+            .because("it listens, and nothing comes from it")
+            .remedy("systemctl restart nvcli-agent");
+    }
     CliError::new(format!("cannot talk to the agent at {socket}"))
         .because(error)
         .remedy("systemctl status nvcli-agent")
@@ -171,14 +186,7 @@ impl Answer {
             Ok(0) => Ok(Waited::Ended),
             Ok(_) if part.last() != Some(&b'\n') => Ok(Waited::Ended),
             Ok(_) => Ok(Waited::Line),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock
-                        | io::ErrorKind::TimedOut
-                        | io::ErrorKind::Interrupted
-                ) =>
-            {
+            Err(error) if is_late(&error) || error.kind() == io::ErrorKind::Interrupted => {
                 Ok(Waited::Nothing)
             }
             Err(error) => Err(failed(&error)),

@@ -10,7 +10,7 @@ use nvnet::Netns;
 use serde_json::Value;
 
 use super::api::Looked;
-use super::client::{Answer, Client, Waited, ask, socket};
+use super::client::{Answer, Client, HASTE, PATIENCE, Waited, ask, socket};
 use super::read::{Line, line};
 use crate::events::Event;
 use crate::exit::{CliError, Result};
@@ -60,7 +60,7 @@ impl Feed {
             None => "/v1/flows?open=false&follow=true".to_owned(),
             Some(every) => format!("/v1/flows?watch={}", every.as_millis().clamp(1, 60_000)),
         };
-        Ok(ask(host, &path).map(|answer| Self {
+        Ok(ask(host, &path, PATIENCE).map(|answer| Self {
             answer,
             part: Vec::new(),
             pid,
@@ -106,10 +106,10 @@ impl Feed {
 /// The agent's process, and how many records those who listen have missed.
 fn status(host: &Netns) -> Result<Option<(u64, u64)>> {
     // Nobody there is nothing to tell of.
-    if Client::connect(&socket()).ok().flatten().is_none() {
+    if Client::connect(&socket(), HASTE).ok().flatten().is_none() {
         return Ok(None);
     }
-    let Some(answer) = ask(host, "/v1/status") else {
+    let Some(answer) = ask(host, "/v1/status", HASTE) else {
         return Ok(None);
     };
     let lines = answer.all()?;
@@ -131,7 +131,7 @@ pub(crate) fn is_there(host: &Netns) -> bool {
 
 /// Connections that are open now, as an agent has them.
 pub(crate) fn open(host: &Netns) -> Result<Vec<FlowRecord>> {
-    let Some(answer) = ask(host, "/v1/flows") else {
+    let Some(answer) = ask(host, "/v1/flows", PATIENCE) else {
         return Ok(Vec::new());
     };
     let lines = answer.all()?;

@@ -106,7 +106,7 @@ fn frames_seen(attachment: &Attachment) -> Option<u64> {
 pub(crate) fn run(args: &List, say: Say) -> Result<()> {
     let host = host()?;
     // An agent knows its containers' names of today; the kernel those they had.
-    if let Some(answer) = client::ask(&host, "/v1/attachments") {
+    if let Some(answer) = client::ask(&host, "/v1/attachments", client::HASTE) {
         let lines = answer.all()?;
         if lines.is_empty() && args.output == ListOutput::Table {
             say.note("nothing is attached; nvcli status --containers tells why");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::Value;
 
-use crate::agent::client::Client;
+use crate::agent::client::{self, Client};
 use crate::agent::config::DEFAULT_SOCKET;
 use crate::args::ListOutput;
 use crate::escape;
@@ -33,7 +33,7 @@ pub(crate) struct Status {
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Status) -> Result<()> {
     let ask = |path: &str| -> Result<Vec<String>> {
-        let Some(client) = Client::connect(&args.socket)? else {
+        let Some(client) = Client::connect(&args.socket, client::PATIENCE)? else {
             return Err(CliError::new(format!(
                 "no agent runs: nobody listens at {}",
                 args.socket.display()
