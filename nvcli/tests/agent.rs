@@ -58,6 +58,11 @@ fn main() {
     };
     add("there_is_one_agent", NETNS, there_is_one_agent);
     add(
+        "who_may_not_ask_is_told_that_an_agent_runs",
+        NETNS,
+        who_may_not_ask_is_told_that_an_agent_runs,
+    );
+    add(
         "an_agent_that_hangs_is_not_waited_for",
         NETNS,
         an_agent_that_hangs_is_not_waited_for,
@@ -452,6 +457,32 @@ fn there_is_one_agent() -> Result<(), Failed> {
         String::from_utf8_lossy(&none.stderr).contains("no agent runs"),
         "it does not say so",
     )
+}
+
+fn who_may_not_ask_is_told_that_an_agent_runs() -> Result<(), Failed> {
+    let lab = Lab::new(&[])?;
+    let agent = Agent::start(&lab.host, &["--no-engine"])?;
+    let socket = agent.socket.clone();
+    let status = || -> Result<String, Failed> {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid", "65534", "--clear-groups"])
+            .arg(env!("CARGO_BIN_EXE_nvcli"))
+            .arg("status")
+            .arg("--socket")
+            .arg(&socket);
+        let output = lab.host.run(|| command.output())??;
+        same("exit code", output.status.code(), Some(1))?;
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    let said = status()?;
+    ensure(
+        said.contains("an agent runs, but") && said.contains("as root"),
+        said,
+    )?;
+    agent.end()?;
+    let said = status()?;
+    ensure(said.contains("no agent runs"), said)
 }
 
 fn an_agent_that_hangs_is_not_waited_for() -> Result<(), Failed> {

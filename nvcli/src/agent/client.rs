@@ -1,6 +1,7 @@
 //! Asks an agent, if one runs.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,7 +43,7 @@ pub(crate) fn ask(host: &Netns, path: &str, patience: Duration) -> Option<Answer
 }
 
 impl Client {
-    /// Connects; `None` when no agent listens there.
+    /// Connects; `None` when no agent listens there, or none for this user.
     pub(crate) fn connect(socket: &Path, patience: Duration) -> Result<Option<Self>> {
         let shown = socket.display().to_string();
         match UnixStream::connect(socket) {
@@ -118,6 +119,20 @@ impl Client {
         .because(why)
         .remedy("an agent of the same version as this nvcli"))
     }
+}
+
+/// Whether somebody listens there, also for who may not connect: the kernel tells everybody.
+///
+/// Source: the flag SO_ACCEPTCON of /proc/net/unix, proc(5).
+pub(crate) fn is_listened_to(socket: &Path) -> bool {
+    let all = std::fs::read("/proc/net/unix").unwrap_or_default();
+    all.split(|octet| *octet == b'\n').any(|line| {
+        let mut fields = line.splitn(8, |octet| *octet == b' ');
+        fields.nth(3) == Some(b"00010000")
+            && line
+                .strip_suffix(socket.as_os_str().as_bytes())
+                .is_some_and(|before| before.ends_with(b" "))
+    })
 }
 
 /// Whether nothing came within the time.

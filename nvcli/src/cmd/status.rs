@@ -34,6 +34,14 @@ pub(crate) struct Status {
 pub(crate) fn run(args: &Status) -> Result<()> {
     let ask = |path: &str| -> Result<Vec<String>> {
         let Some(client) = Client::connect(&args.socket, client::PATIENCE)? else {
+            if client::is_listened_to(&args.socket) {
+                return Err(CliError::new(format!(
+                    "an agent runs, but {} may not be opened by this user",
+                    args.socket.display()
+                ))
+                .because("it answers root")
+                .remedy("the same as root"));
+            }
             return Err(CliError::new(format!(
                 "no agent runs: nobody listens at {}",
                 args.socket.display()
