@@ -1479,7 +1479,7 @@ fn networks_of_others_are_said() -> Result<(), Failed> {
     run("owner", "bridge")?;
     run("guest", "container:owner")?;
     run("bare", "none")?;
-    let states = || -> Result<BTreeMap<String, String>, Failed> {
+    let states = |agent: &Agent| -> Result<BTreeMap<String, String>, Failed> {
         let all = agent.lines("/v1/containers")?;
         let text = |one: &Value, key: &str| one[key].as_str().unwrap_or_default().to_owned();
         Ok(all
@@ -1494,12 +1494,21 @@ fn networks_of_others_are_said() -> Result<(), Failed> {
     ]
     .map(|(name, state)| (name.to_owned(), state.to_owned()))
     .into();
-    until("what is said of each", states, |states| *states == wanted)?;
+    until(
+        "what is said of each",
+        || states(&agent),
+        |states| *states == wanted,
+    )?;
     same(
         "attached",
         attached_names(&engine.netns)?,
         BTreeSet::from(["owner".to_owned()]),
     )?;
+    // The next agent finds what is attached, and says the same.
+    agent.end()?;
+    let agent = Agent::start(&engine.netns, &["--engine", &socket])?;
+    let states = || states(&agent);
+    same("what the next one says of each", states()?, wanted)?;
     // A network for the one that had none.
     engine.sh("docker network disconnect none bare && docker network connect bridge bare")?;
     until("its network", states, |states| states["bare"] == "attached")?;

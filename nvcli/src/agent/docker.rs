@@ -209,15 +209,22 @@ impl Follower {
             .await
             .map_err(failed)?;
         let mut running = HashSet::new();
+        // Whose network is another one's is told after that one, as it was started: by it is known what becomes of both.
+        let mut guests = Vec::new();
         for id in listed.into_iter().filter_map(|one| one.id) {
-            match look(&client, &id).await.map_err(failed)? {
-                Some(container) => {
-                    running.insert(container.id.clone());
-                    if self.running(container).is_err() {
-                        return Ok(());
-                    }
-                }
-                None => continue,
+            let Some(container) = look(&client, &id).await.map_err(failed)? else {
+                continue;
+            };
+            running.insert(container.id.clone());
+            if matches!(container.network, Network::Of(_)) {
+                guests.push(container);
+            } else if self.running(container).is_err() {
+                return Ok(());
+            }
+        }
+        for guest in guests {
+            if self.running(guest).is_err() {
+                return Ok(());
             }
         }
         self.state.is_connected = true;
