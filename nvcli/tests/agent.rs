@@ -68,6 +68,11 @@ fn main() {
         an_agent_that_hangs_is_not_waited_for,
     );
     add(
+        "a_dry_run_tells_of_targets",
+        NETNS,
+        a_dry_run_tells_of_targets,
+    );
+    add(
         "interfaces_that_come_later_are_attached",
         NETNS,
         interfaces_that_come_later_are_attached,
@@ -511,6 +516,38 @@ fn an_agent_that_hangs_is_not_waited_for() -> Result<(), Failed> {
     }
     agent.signal(Signal::SIGCONT)?;
     agent.end().map(drop)
+}
+
+fn a_dry_run_tells_of_targets() -> Result<(), Failed> {
+    let lab = Lab::new(&["web"])?;
+    let name = target(&lab.containers[0].netns);
+    let plan = |targets: &[&str]| -> Result<(String, String), Failed> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+        command.args(["agent", "--no-engine", "--dry-run"]);
+        for target in targets {
+            command.args(["--target", target]);
+        }
+        let output = lab.host.run(|| command.output())??;
+        let said = String::from_utf8(output.stderr)?;
+        ensure(output.status.success(), &said)?;
+        Ok((String::from_utf8(output.stdout)?, said))
+    };
+    let (shown, _) = plan(&[&name, "netns:nope"])?;
+    let line = |begins: &str| {
+        let mut lines = shown.lines();
+        lines.find(|line| line.starts_with(begins)).unwrap_or("")
+    };
+    ensure(
+        line(&name).contains("targets") && line(&name).contains("attach it in"),
+        &shown,
+    )?;
+    ensure(
+        line("netns:nope").contains("wait until it is there"),
+        &shown,
+    )?;
+    let (shown, said) = plan(&[])?;
+    same("shown of nothing", shown.as_str(), "")?;
+    ensure(said.contains("nothing to attach"), said)
 }
 
 fn interfaces_that_come_later_are_attached() -> Result<(), Failed> {
@@ -1504,6 +1541,14 @@ fn networks_of_others_are_said() -> Result<(), Failed> {
         attached_names(&engine.netns)?,
         BTreeSet::from(["owner".to_owned()]),
     )?;
+    let plan = sh_in(
+        &engine.netns,
+        &format!(
+            "{} agent --engine {socket} --dry-run",
+            env!("CARGO_BIN_EXE_nvcli")
+        ),
+    )?;
+    ensure(plan.contains("with the network of owner"), plan)?;
     // The next agent finds what is attached, and says the same.
     agent.end()?;
     let agent = Agent::start(&engine.netns, &["--engine", &socket])?;

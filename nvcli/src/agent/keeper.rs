@@ -927,7 +927,7 @@ impl State {
 }
 
 /// The namespace that a target names now.
-fn open(target: &Target) -> Option<Netns> {
+pub(super) fn open(target: &Target) -> Option<Netns> {
     match target {
         Target::Pid(pid) => Netns::of_pid(*pid).ok(),
         Target::NetnsName(name) => Netns::named(name).ok(),

@@ -297,7 +297,7 @@ pub(crate) fn run(args: &Agent, say: Say) -> Result<()> {
     }
     let host = host()?;
     if args.dry_run {
-        return dry_run(&config, &host);
+        return dry_run(&config, &host, say);
     }
     serve(args, Arc::new(config), host, say)
 }
@@ -744,8 +744,8 @@ fn account(say: Say, state: &State) {
     ));
 }
 
-/// Tells what would be done with every container that runs now.
-fn dry_run(config: &Config, host: &Netns) -> Result<()> {
+/// Tells what would be done with every container that runs now, and every target.
+fn dry_run(config: &Config, host: &Netns, say: Say) -> Result<()> {
     use crate::render::table::{Column, Fit, table, terminal_width};
     use io::Write as _;
 
@@ -775,19 +775,48 @@ fn dry_run(config: &Config, host: &Netns) -> Result<()> {
         }
     }
     let mut rows = Vec::new();
-    for container in containers {
+    for container in &containers {
         let (choice, because) = config.selection.decide(&container.facts);
         let says = match (choice, &container.network) {
             (Choice::Ignore, _) => String::new(),
             (_, docker::Network::Host) => "not: it uses the host's network".into(),
-            (_, docker::Network::Of(owner)) => format!("with the network of {owner}"),
-            (Choice::Attach(mode), docker::Network::Own) => would(host, &container, mode),
+            (_, docker::Network::Of(owner)) => {
+                // Docker tells its id.
+                let known = containers.iter().find(|other| other.id == *owner);
+                let name = known.map_or(owner, |other| &other.facts.name);
+                format!("with the network of {name}")
+            }
+            (Choice::Attach(mode), docker::Network::Own) => would(
+                host,
+                Netns::of_pid(container.pid),
+                &container.facts.name,
+                mode,
+            ),
         };
         let facts = &container.facts;
         let texts =
             [&facts.name, &facts.image, because, &says].map(|text| escape::text(text).into_owned());
         let [name, image, because, says] = texts;
         rows.push(vec![name, image, choice.to_string(), because, says]);
+    }
+    for target in &config.targets {
+        let (name, mode) = (target.to_string(), config.mode);
+        let says = match keeper::open(target) {
+            Some(netns) => would(host, Ok(netns), &name, mode),
+            None => "wait until it is there".into(),
+        };
+        let says = escape::text(&says).into_owned();
+        rows.push(vec![
+            name,
+            String::new(),
+            mode.to_string(),
+            "targets".into(),
+            says,
+        ]);
+    }
+    if rows.is_empty() {
+        say.note("no container runs, and no target is named: there is nothing to attach");
+        return Ok(());
     }
     rows.sort();
     let columns = [
@@ -805,10 +834,10 @@ fn dry_run(config: &Config, host: &Netns) -> Result<()> {
         .map_err(|source| CliError::output(&source))
 }
 
-/// What attaching a container would come to.
-fn would(host: &Netns, container: &docker::Container, mode: Mode) -> String {
-    let plan = Netns::of_pid(container.pid).and_then(|netns| {
-        let netns = netns.labelled(&container.facts.name);
+/// What attaching a container or target would come to.
+fn would(host: &Netns, netns: Result<Netns, nvnet::Error>, name: &str, mode: Mode) -> String {
+    let plan = netns.and_then(|netns| {
+        let netns = netns.labelled(name);
         nvnet::Plan::new(host, &netns, nvnet::Workload::default())
             .mode(mode)
             .check()
