@@ -485,7 +485,10 @@ fn who_may_not_ask_is_told_that_an_agent_runs() -> Result<(), Failed> {
         said.contains("an agent runs, but") && said.contains("as root"),
         said,
     )?;
-    agent.end()?;
+    let said = agent.end()?;
+    // Who asks has to be told where, since it is not where one looks.
+    let told = format!("NVCLI_AGENT_SOCKET={}", socket.display());
+    ensure(said.contains(&told), said)?;
     let said = status()?;
     ensure(said.contains("no agent runs"), said)
 }

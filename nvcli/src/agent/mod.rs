@@ -613,6 +613,14 @@ fn look_after(
             say.note(format_args!(
                 "ready: {attached} interfaces attached; nvcli status tells more"
             ));
+            let socket = &state.config().socket;
+            if socket != Path::new(config::DEFAULT_SOCKET) {
+                let socket = socket.display().to_string();
+                say.note(format_args!(
+                    "it answers elsewhere than usual: nvcli list, flows and status find it with NVCLI_AGENT_SOCKET={}",
+                    escape::text(&socket)
+                ));
+            }
         }
         let wait = if is_ready {
             LOOK

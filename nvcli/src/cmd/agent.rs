@@ -72,7 +72,7 @@ pub(crate) struct Agent {
     /// Frames that are kept are forgotten after this time [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) keep_for: Option<Duration>,
-    /// Where to answer questions [default: /run/nvcli/agent.sock]
+    /// Where to answer questions [default: /run/nvcli/agent.sock]; who asks needs NVCLI_AGENT_SOCKET then, too
     #[arg(long, value_name = "PATH", env = "NVCLI_AGENT_SOCKET")]
     pub(crate) socket: Option<PathBuf>,
     /// What becomes of the attachments at the end [default: leave]
