@@ -243,11 +243,18 @@ impl Config {
             || file.mode.map_or_else(Mode::default, |mode| mode.0),
             Mode::from,
         );
+        // What is set to nothing, in the environment say, names nothing.
+        let globs = |names: &[String]| -> Vec<Glob> {
+            let names = names.iter().filter(|name| !name.is_empty());
+            names.map(|name| Glob::new(name)).collect()
+        };
+        let include = globs(&args.include);
+        let includes = !include.is_empty();
         let mut rules = Vec::new();
-        let mut named = |names: &[String], choice: Choice, said_by: &str| {
+        let mut named = |names: Vec<Glob>, choice: Choice, said_by: &str| {
             if !names.is_empty() {
                 rules.push(Rule {
-                    names: names.iter().map(|name| Glob::new(name)).collect(),
+                    names,
                     images: vec![],
                     projects: vec![],
                     services: vec![],
@@ -257,8 +264,8 @@ impl Config {
                 });
             }
         };
-        named(&args.exclude, Choice::Ignore, "--exclude");
-        named(&args.include, Choice::Attach(mode), "--include");
+        named(globs(&args.exclude), Choice::Ignore, "--exclude");
+        named(include, Choice::Attach(mode), "--include");
         for (number, rule) in (1..).zip(&file.rule) {
             rules.push(Rule {
                 names: rule.name.globs(),
@@ -280,7 +287,7 @@ impl Config {
             .iter()
             .any(|rule| matches!(rule.choice, Choice::Attach(_)));
         let others = match file.others {
-            Some(_) if !args.include.is_empty() => Choice::Ignore,
+            Some(_) if includes => Choice::Ignore,
             Some(others) => others.0.0,
             None if names_some => Choice::Ignore,
             None => Choice::Attach(mode),
@@ -581,6 +588,20 @@ mod tests {
             config(&said, &["--include", "x"]).selection.others,
             Choice::Ignore
         );
+    }
+
+    #[test]
+    fn an_empty_name_names_nothing() {
+        let all = Choice::Attach(Mode::Inline);
+        let selection = config("", &["--include", "", "--exclude", ""]).selection;
+        assert_eq!((selection.rules, selection.others), (vec![], all));
+        let others = config("others = \"mirror\"", &["--include", ""])
+            .selection
+            .others;
+        assert_eq!(others, Choice::Attach(Mode::Mirror));
+        let selection = config("", &["--include", "web-*,,"]).selection;
+        assert_eq!(selection.rules[0].names, [Glob::new("web-*")]);
+        assert_eq!(selection.others, Choice::Ignore);
     }
 
     #[test]
