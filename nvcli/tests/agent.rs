@@ -558,7 +558,14 @@ fn interfaces_that_come_later_are_attached() -> Result<(), Failed> {
     let web = &lab.containers[0].netns;
     let agent = Agent::start(
         &lab.host,
-        &["--no-engine", "--mode", "mirror", "--target", &target(web)],
+        &[
+            "--verbose",
+            "--no-engine",
+            "--mode",
+            "mirror",
+            "--target",
+            &target(web),
+        ],
     )?;
     same("attached at first", listed(&lab.host)?.len(), 1)?;
     let path = format!(
@@ -606,7 +613,10 @@ fn interfaces_that_come_later_are_attached() -> Result<(), Failed> {
         },
         |frames| *frames > before,
     )?;
-    agent.end().map(drop)
+    let said = agent.end()?;
+    let line = said.lines().find(|line| line.contains("by=targets"));
+    // There is nothing to say of why it is attached.
+    ensure(line.is_some_and(|line| !line.contains("why=")), &said)
 }
 
 fn a_reload_changes_what_is_attached() -> Result<(), Failed> {

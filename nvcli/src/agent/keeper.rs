@@ -14,6 +14,7 @@ use nvnet::{
     Attachment, AttachmentId, Error, Health, LinkEvent, LinkNews, Mode, Netns, Orphan, Plan,
     Session, Workload,
 };
+use tracing::field::display;
 
 use super::board::{self, Board, Known, Place, Subject};
 use super::config::Config;
@@ -548,8 +549,8 @@ impl Keeper {
                 }
                 state => {
                     let (text, why) = state.told();
-                    let why = why.unwrap_or_default();
-                    tracing::info!(workload = %name, why = %escape::text(&why), by = %kept.said_by, "{text}");
+                    let why = why.as_deref().map(escape::text).map(display);
+                    tracing::info!(workload = %name, why, by = %kept.said_by, "{text}");
                 }
             }
         }
