@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command, CommandFactory as _};
 use clap_complete::Shell;
 
 use crate::args::{Cli, Completions};
@@ -10,10 +10,11 @@ use crate::container::Engine;
 use crate::exit::{CliError, Result};
 
 /// Commands whose arguments are names of containers, and whether only attached ones will do.
-const NAMING: [(&str, bool); 4] = [
+const NAMING: [(&str, bool); 5] = [
     ("attach", false),
     ("detach", true),
     ("capture", true),
+    ("dump", true),
     ("doctor", false),
 ];
 
@@ -27,12 +28,23 @@ pub(crate) struct Names {
 
 /// Prints the script.
 pub(crate) fn run(args: &Completions) -> Result<()> {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "nvcli", &mut script);
-    let script = with_names(args.shell, &String::from_utf8_lossy(&script));
     io::stdout()
-        .write_all(script.as_bytes())
+        .write_all(script(args.shell).as_bytes())
         .map_err(|source| CliError::output(&source))
+}
+
+fn script(shell: Shell) -> String {
+    let all = Cli::command();
+    // Hidden ones are offered otherwise.
+    let shown = all.get_subcommands().filter(|one| !one.is_hide_set());
+    let mut command = Command::new("nvcli")
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_help_subcommand(true)
+        .args(all.get_arguments())
+        .subcommands(shown);
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "nvcli", &mut script);
+    with_names(shell, &String::from_utf8_lossy(&script))
 }
 
 /// Prints the names. What cannot be asked is left out: nobody wants an error in the middle of a line.
@@ -77,12 +89,24 @@ fn with_names(shell: Shell, script: &str) -> String {
             "{script}
 _nvcli_named() {{
     _nvcli \"$@\"
-    local word=\"${{COMP_WORDS[COMP_CWORD]}}\" names
-    [[ $COMP_CWORD -gt 1 && $word != -* ]] || return 0
+    [[ $COMP_CWORD -gt 1 ]] || return 0
+    # From the line: COMP_WORDS has netns:blue in three words, as COMP_WORDBREAKS says.
+    local line=\"${{COMP_LINE:0:COMP_POINT}}\" names
+    local word=\"${{line##*[[:space:]]}}\"
+    local before=\"${{line%\"$word\"}}\"
+    before=\"${{before%\"${{before##*[![:space:]]}}\"}}\"
     case \"${{COMP_WORDS[1]}}\" in
-{}        *) return 0 ;;
+{}        flows)
+            [[ $word == --container=* || ${{before##*[[:space:]]}} == @(-c|--container) ]] || return 0
+            word=\"${{word#--container=}}\" COMPREPLY=() names=$(nvcli names --attached 2>/dev/null) ;;
+        *) return 0 ;;
     esac
+    [[ $word != -* ]] || return 0
+    # What was found before is for the last part of the word.
+    [[ $word == \"$2\" ]] || COMPREPLY=()
     COMPREPLY+=($(compgen -W \"$names\" -- \"$word\"))
+    # Only what is behind the last colon takes the place of what is there.
+    [[ $COMP_WORDBREAKS != *:* ]] || COMPREPLY=(\"${{COMPREPLY[@]#\"${{word%\"${{word##*:}}\"}}\"}}\")
 }}
 complete -F _nvcli_named -o nosort -o bashdefault -o default nvcli
 ",
@@ -91,11 +115,13 @@ complete -F _nvcli_named -o nosort -o bashdefault -o default nvcli
             ))
         ),
         Shell::Zsh => {
-            // The positional argument of a target is the only one of this kind.
+            // The positional argument of a target, and the container of an option, are the only ones of this kind.
             let named: String = script
                 .lines()
                 .map(|line| {
-                    let is_target = line.contains("::target") || line.contains(":targets --");
+                    let is_target = line.contains("::target")
+                        || line.contains(":targets --")
+                        || line.contains(":CONTAINER:");
                     if is_target {
                         line.replace(":_default", ":_nvcli_names")
                     } else {
@@ -109,7 +135,7 @@ complete -F _nvcli_named -o nosort -o bashdefault -o default nvcli
             )
         }
         Shell::Fish => format!(
-            "{script}{}",
+            "{script}{}complete -c nvcli -n \"__fish_seen_subcommand_from flows\" -s c -l container -x -a \"(nvcli names --attached 2>/dev/null)\"\n",
             cases(&|command, attached| format!(
                 "complete -c nvcli -n \"__fish_seen_subcommand_from {command}\" -f -a \"(nvcli names{attached} 2>/dev/null)\"\n"
             ))
@@ -124,16 +150,16 @@ mod tests {
 
     #[test]
     fn bash_asks_for_names_where_a_target_is_wanted() {
-        let mut script = Vec::new();
-        clap_complete::generate(Shell::Bash, &mut Cli::command(), "nvcli", &mut script);
-        let script = with_names(Shell::Bash, &String::from_utf8(script).unwrap());
+        let script = script(Shell::Bash);
         let complete = |words: &[&str]| {
             let line = format!(
                 "{script}
-nvcli() {{ [ \"$*\" = 'names --attached' ] && echo web-1 || printf 'web-1\\nweb-2\\n'; }}
+nvcli() {{ [ \"$*\" = 'names --attached' ] && printf 'web-1\\nnetns:wan\\n' || printf 'web-1\\nweb-2\\n'; }}
+COMP_WORDBREAKS=' =:'; COMP_LINE='{}'; COMP_POINT=${{#COMP_LINE}}
 COMP_WORDS=({}); COMP_CWORD={}; COMPREPLY=()
 _nvcli_named nvcli \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"
 echo \"${{COMPREPLY[*]}}\"",
+                words.join(" ").replace(" : ", ":").replace(" = ", "="),
                 words
                     .iter()
                     .map(|word| format!("'{word}'"))
@@ -154,6 +180,27 @@ echo \"${{COMPREPLY[*]}}\"",
             attached.contains("web-1") && !attached.contains("web-2"),
             "{attached}"
         );
+        let of_option = [
+            &["nvcli", "flows", "-c", "we"][..],
+            &["nvcli", "flows", "--container", "=", "we"],
+        ];
+        for words in [&["nvcli", "dump", "we"][..]].iter().chain(&of_option) {
+            assert_eq!(complete(words), "web-1\n", "{words:?}");
+        }
+        assert_eq!(complete(&["nvcli", "flows", "we"]), "\n");
+        // What stands before the colon is there already.
+        for words in [
+            &["nvcli", "detach", "netns", ":", "w"][..],
+            &["nvcli", "detach", "netns", ":", ""],
+            &["nvcli", "flows", "-c", "netns", ":", "w"],
+        ] {
+            assert_eq!(complete(words), "wan\n", "{words:?}");
+        }
+        let commands = complete(&["nvcli", ""]);
+        assert!(
+            commands.contains("detach") && !commands.contains("names"),
+            "{commands}"
+        );
         let options = complete(&["nvcli", "detach", "--a"]);
         assert!(
             options.contains("--all") && !options.contains("web"),
@@ -165,11 +212,14 @@ echo \"${{COMPREPLY[*]}}\"",
     fn zsh_and_fish_do_too() {
         for (shell, asks) in [
             (Shell::Zsh, ":_nvcli_names'"),
+            (Shell::Zsh, ":CONTAINER:_nvcli_names'"),
             (Shell::Fish, "(nvcli names --attached 2>/dev/null)"),
+            (
+                Shell::Fish,
+                "flows\" -s c -l container -x -a \"(nvcli names",
+            ),
         ] {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "nvcli", &mut script);
-            let script = with_names(shell, &String::from_utf8(script).unwrap());
+            let script = script(shell);
             assert!(script.contains(asks), "{shell}: {script}");
         }
         assert!(
