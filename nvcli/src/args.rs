@@ -168,6 +168,8 @@ pub(crate) struct Detach {
 }
 
 /// Show what is attached
+///
+/// An agent that runs tells the names that containers have now; NVCLI_AGENT_SOCKET tells one that answers elsewhere.
 #[derive(Args, Debug)]
 pub(crate) struct List {
     /// How the list is written
@@ -192,7 +194,7 @@ pub(crate) struct Repair {
 /// connection is one record with both directions in it; its source is who opened it. Records come as connections end; at
 /// the end of the run, or of the files, those still open follow.
 ///
-/// Where an agent runs, it is asked for its records, and nothing is metered a second time; what it does not do as the options want it
+/// Where an agent runs (NVCLI_AGENT_SOCKET tells one that answers elsewhere), it is asked for its records, and nothing is metered a second time; what it does not do as the options want it
 /// (FILTER, --decap, --keep, --snaplen, other limits and timeouts), a ring of its own does, as always with --direct.
 ///
 /// Standard output gets records only. In tables, packets and octets are from client to server / from server to client.

@@ -157,10 +157,14 @@ pub(crate) fn serve(
             .remedy("run it as root, or without --keep")
     };
     private(&directory).map_err(failed)?;
-    // Of a process that had our number and was killed.
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
+    // Of processes that were killed, one that had our number perhaps.
+    for old in sockets(&directory).map_err(failed)? {
+        match UnixStream::connect(&old) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(&old).map_err(failed)?;
+            }
+            _ => {}
+        }
     }
     let listener = UnixListener::bind(&path).map_err(failed)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
@@ -237,6 +241,10 @@ fn answer(
     }
     let mut line = String::new();
     BufReader::new(client.take(LONGEST)).read_line(&mut line)?;
+    if line.is_empty() {
+        // Who only looked whether somebody is there.
+        return Ok(());
+    }
     let request: Request = match serde_json::from_str(&line) {
         Ok(request) => request,
         Err(error) => return tell(Some(format!("not a request: {error}")), false),
@@ -360,6 +368,16 @@ fn is_recorder(path: &Path) -> bool {
     })
 }
 
+/// What [`serve`] has made in `directory`, where the agent has a socket of its own.
+fn sockets(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(directory)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| is_recorder(path))
+        .collect();
+    paths.sort();
+    Ok(paths)
+}
+
 /// Asks those who keep frames, until one has those of the namespace that is asked about.
 pub(crate) fn ask(request: &Request) -> Result<Answer> {
     let directory = directory();
@@ -372,17 +390,11 @@ pub(crate) fn ask(request: &Request) -> Result<Answer> {
             .because(source)
             .remedy("run it as root, as who keeps the frames")
     };
-    let entries = match std::fs::read_dir(&directory) {
-        Ok(entries) => entries,
+    let paths = match sockets(&directory) {
+        Ok(paths) => paths,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(nobody()),
         Err(error) => return Err(failed(error)),
     };
-    let mut paths: Vec<PathBuf> = entries
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        // The agent has a socket of its own there.
-        .filter(|path| is_recorder(path))
-        .collect();
-    paths.sort();
     let mut silent = None;
     for path in paths {
         let stream = match UnixStream::connect(&path) {

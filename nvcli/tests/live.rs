@@ -8,6 +8,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -799,6 +800,10 @@ fn last_frames() -> Test {
         }
     };
     refused("nobody keeps")?;
+    // Of one that was killed.
+    std::fs::create_dir(&run)?;
+    std::fs::set_permissions(&run, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    drop(UnixListener::bind(run.join("recorder-1.sock"))?);
     let flows = net.beside_in(
         &run,
         &[
@@ -812,6 +817,7 @@ fn last_frames() -> Test {
         ],
         "metering",
     )?;
+    same("sockets", listed(&run, "recorder-")?.len(), 1)?;
     let other = Net::new(Mode::Inline)?;
     net.exchange(1 << 20)?;
     // The frames are with the recorder once the ring has handed their block over.
