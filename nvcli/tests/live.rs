@@ -7,7 +7,7 @@ mod beside;
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -54,6 +54,11 @@ fn main() {
         "all_targets_are_attached_or_none",
         NEEDS,
         all_targets_are_attached_or_none,
+    ));
+    trials.push(privileged(
+        "a_mount_point_that_is_no_utf8_hides_nothing",
+        NEEDS,
+        a_mount_point_that_is_no_utf8_hides_nothing,
     ));
     for (name, test) in [
         (
@@ -113,6 +118,15 @@ fn doctor_says_which_mode_is_safe() -> Test {
         same(key, &eth0[key], &value)?;
     }
 
+    // Whoever is in a multicast group is told of, beside an interface whose name is no UTF-8.
+    sh_in(web, "ip link add $(printf 'br\\351') up type bridge")?;
+    let member = web.run(|| UdpSocket::bind("0.0.0.0:0"))??;
+    member.join_multicast_v4(&Ipv4Addr::new(239, 1, 2, 3), &lab.containers[0].ipv4)?;
+    same("advice", &of("eth0")?["advice"], &Value::from("mirror"))?;
+    drop(member);
+    sh_in(web, "ip link delete $(printf 'br\\351')")?;
+    same("advice", &of("eth0")?["advice"], &Value::from("inline"))?;
+
     // A bridge over it: not inline, with the reason; and what nobody can attach makes it fail.
     sh_in(
         web,
@@ -136,6 +150,32 @@ fn doctor_says_which_mode_is_safe() -> Test {
     let (code, table) = doctor("table")?;
     same("exit code without an interface", code, Some(1))?;
     ensure(table.contains("no interface of"), table)
+}
+
+/// Of a namespace that a mount alone holds, beside somebody's mount with a name of octets.
+fn a_mount_point_that_is_no_utf8_hides_nothing() -> Test {
+    let lab = Lab::new(&[])?;
+    let script = r#"
+        set -e
+        mkdir -p /run/netns
+        mount -t tmpfs netns /run/netns
+        stick=$(printf '/run/netns/usb-\351t\351')
+        mkdir "$stick"
+        mount -t tmpfs stick "$stick"
+        ip netns add db
+        ip link add lab-db up type veth peer name eth0 netns db
+        ip -n db link set eth0 up
+        "$NVCLI" attach netns:db
+        "$NVCLI" detach netns:db
+        "$NVCLI" repair
+    "#;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script])
+        .env("NVCLI", env!("CARGO_BIN_EXE_nvcli"));
+    let told = lab.host.run(|| command.output())??;
+    let err = String::from_utf8(told.stderr)?;
+    same(&err, told.status.code(), Some(0))
 }
 
 /// Runs the program on the lab's host: its exit code, standard output and standard error.

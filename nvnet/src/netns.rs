@@ -1,10 +1,12 @@
 //! Network namespaces by handle: opened once, entered only by threads that end afterwards.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -231,14 +233,14 @@ fn pids() -> impl Iterator<Item = PathBuf> {
 }
 
 /// Where namespaces are mounted.
-fn mounted() -> impl Iterator<Item = PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let nsfs = mounts.lines().filter(|line| line.contains(" - nsfs "));
-    let at = nsfs
-        .filter_map(|line| line.split(' ').nth(4))
+fn mounted() -> Vec<PathBuf> {
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    // Octets: any mount point may be no UTF-8.
+    let lines = mounts.split(|&b| b == b'\n');
+    let nsfs = lines.filter(|line| line.windows(8).any(|part| part == b" - nsfs "));
+    nsfs.filter_map(|line| line.split(|&b| b == b' ').nth(4))
         .map(unescape_mount)
-        .map(PathBuf::from);
-    at.collect::<Vec<_>>().into_iter()
+        .collect()
 }
 
 /// Looks for a living namespace by its id: in processes, in mounts, at last in open files.
@@ -320,9 +322,9 @@ fn open_if(
 }
 
 /// mountinfo writes blanks and backslashes as `\040` and the like.
-fn unescape_mount(field: &str) -> String {
+fn unescape_mount(field: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
+    let mut rest = field;
     while let Some((&first, after)) = rest.split_first() {
         let octal = after
             .get(..3)
@@ -339,21 +341,25 @@ fn unescape_mount(field: &str) -> String {
             }
         }
     }
-    String::from_utf8_lossy(&out).into_owned()
+    OsString::from_vec(out).into()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     #[test]
     fn mount_points_are_unescaped() {
-        assert_eq!(
-            unescape_mount("/run/netns/a\\040b\\134"),
-            "/run/netns/a b\\"
-        );
-        assert_eq!(unescape_mount("/plain\\"), "/plain\\");
-        assert_eq!(unescape_mount("/not\\9octal"), "/not\\9octal");
+        for (field, path) in [
+            (&br"/run/netns/a\040b\134"[..], &br"/run/netns/a b\"[..]),
+            (br"/plain\", br"/plain\"),
+            (br"/not\9octal", br"/not\9octal"),
+            (b"/run/usb-\xe9t\xe9", b"/run/usb-\xe9t\xe9"),
+        ] {
+            assert_eq!(unescape_mount(field).as_os_str().as_bytes(), path);
+        }
     }
 
     #[test]

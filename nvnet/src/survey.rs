@@ -214,7 +214,9 @@ impl Listening {
     fn read(netns: &Netns) -> Result<Self, Error> {
         // What belongs to the thread, not to the process.
         let file = |name: &str| {
-            std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default()
+            let octets = std::fs::read(format!("/proc/thread-self/net/{name}"));
+            // They have names of interfaces, which may be no UTF-8.
+            String::from_utf8_lossy(&octets.unwrap_or_default()).into_owned()
         };
         let (igmp, igmp6, packet) =
             netns.within(|| (file("igmp"), file("igmp6"), file("packet")))?;

@@ -418,8 +418,9 @@ fn container(told: ContainerInspectResponse, pid: u32, started: u64) -> Containe
 ///
 /// Source: field 22 of /proc/PID/stat, proc(5).
 pub(crate) fn process_start(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field, in brackets, is a name that may hold anything.
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, in brackets, is a name that may hold anything, cut after 15 octets.
+    let stat = String::from_utf8_lossy(&stat);
     let (_, rest) = stat.rsplit_once(')')?;
     // A zombie has no namespace any longer.
     let mut fields = rest.split_ascii_whitespace();
@@ -481,5 +482,18 @@ mod tests {
         let parent = process_start(nix::unistd::getppid().as_raw() as u32).unwrap();
         assert!(own >= parent && parent > 0, "{own} {parent}");
         assert_eq!(process_start(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_process_may_have_any_name() {
+        // Threads are in /proc too, and the name of one is cut in the middle of its last letter.
+        let thread = std::thread::Builder::new().name("fourteenletterß".into());
+        let look = || {
+            let id = nix::unistd::gettid().as_raw() as u32;
+            let stat = std::fs::read(format!("/proc/{id}/stat")).unwrap();
+            assert!(String::from_utf8(stat).is_err());
+            assert!(process_start(id).is_some());
+        };
+        thread.spawn(look).unwrap().join().unwrap();
     }
 }

@@ -152,8 +152,9 @@ const NEEDED: [(u32, &str); 3] = [
 ];
 
 fn privileges() -> Finding {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let Some(effective) = effective_capabilities(&status) else {
+    // The name in its first line may be no UTF-8.
+    let status = fs::read("/proc/self/status").unwrap_or_default();
+    let Some(effective) = effective_capabilities(&String::from_utf8_lossy(&status)) else {
         return Finding::warn(
             "privileges",
             "cannot read the capabilities in /proc/self/status",
