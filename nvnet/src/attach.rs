@@ -1739,9 +1739,15 @@ fn put_back(host: &mut RouteSocket, attachment: &Attachment, shared: &Shared) ->
         &switch.name,
         unequal(&original, &new),
     )?;
-    let mtu = (original.mtu != new.mtu && in_place)
-        .then(|| link::mtu(original.index, &switch.name, new.mtu));
-    target.batch(mtu.as_slice())?;
+    let mut changed = Vec::new();
+    if in_place && original.mtu != new.mtu {
+        changed.push(link::mtu(original.index, &switch.name, new.mtu));
+    }
+    if in_place && !new.is_up() {
+        // Behind the sysctls: one of them says whether IPv6 addresses stay. It takes the routes along that the kernel has just made.
+        changed.push(link::down(original.index, &switch.name));
+    }
+    target.batch(&changed)?;
     compare(
         target,
         &switch.name,

@@ -141,6 +141,10 @@ fn main() {
         what_changed_while_attached_stays,
     );
     add(
+        "an_interface_that_was_set_down_stays_down",
+        an_interface_that_was_set_down_stays_down,
+    );
+    add(
         "several_interfaces_are_attached_together",
         several_interfaces_are_attached_together,
     );
@@ -1128,6 +1132,37 @@ fn what_changed_while_attached_stays() -> Result<(), Failed> {
     let other = Lab::new(&["web", "client"])?;
     sh_in(&other.containers[0].netns, change)?;
     untouched(&other, &after)
+}
+
+fn an_interface_that_was_set_down_stays_down() -> Result<(), Failed> {
+    const KEEP: &str = "echo 1 > /proc/sys/net/ipv6/conf/eth0/keep_addr_on_down";
+    const DOWN: &str = "ip link set eth0 down";
+    // The kernel makes the routes of IPv6 addresses a moment later.
+    const UP: &str = "ip link set eth0 up
+        timeout 20 sh -c 'until ip -6 route show table local | grep -q fd4e:6576::2; do sleep 0.01; done'";
+    for (before, during) in [
+        ("true", DOWN.to_owned()),
+        (KEEP, DOWN.to_owned()),
+        ("true", format!("{KEEP}; {DOWN}")),
+    ] {
+        let lab = Lab::new(&["web", "client"])?;
+        let inside = &lab.containers[0].netns;
+        sh_in(inside, &format!("set -e; {RICH}{before}"))?;
+        let attachment = attach(&lab, 0, Mode::Inline)?;
+        sh_in(inside, &during)?;
+        detach(&lab, attachment.id)?;
+        let other = Lab::new(&["web", "client"])?;
+        let apart = &other.containers[0].netns;
+        sh_in(apart, &format!("set -e; {RICH}{before}; {during}"))?;
+        let what = format!("{before}; {during}");
+        same_picture(&what, &picture(apart)?, &picture(inside)?)?;
+        same("attachments", nvnet::list(&lab.host)?.len(), 0)?;
+        if what.contains(KEEP) {
+            sh_in(inside, UP)?;
+            traffic(&lab)?;
+        }
+    }
+    Ok(())
 }
 
 fn next_hop_objects_follow() -> Result<(), Failed> {
