@@ -118,6 +118,20 @@ fn doctor_says_which_mode_is_safe() -> Test {
         same(key, &eth0[key], &value)?;
     }
 
+    // Down: not inline, and no command that would be refused.
+    sh_in(web, "ip link set eth0 down")?;
+    let eth0 = of("eth0")?;
+    same("verdict", &eth0["verdict"], &Value::from("warn"))?;
+    same("inline", &eth0["inlineRefused"], &Value::from("it is down"))?;
+    let remedy = format!("set it up first, then nvcli doctor {target}");
+    same("try", &eth0["try"], &Value::from(remedy))?;
+    sh_in(
+        web,
+        "set -e
+         ip link set eth0 up
+         ip route add default via 10.78.0.1",
+    )?;
+
     // Whoever is in a multicast group is told of, beside an interface whose name is no UTF-8.
     sh_in(web, "ip link add $(printf 'br\\351') up type bridge")?;
     let member = web.run(|| UdpSocket::bind("0.0.0.0:0"))??;

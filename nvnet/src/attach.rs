@@ -212,6 +212,13 @@ impl Plan {
         };
         let place = match self.mode {
             Mode::Inline => {
+                // The one in its place would be up, with what the kernel then adds by itself.
+                if !link.is_up() {
+                    return Err(Error::Down {
+                        interfaces: vec![link.name.clone()],
+                        netns: self.target.label().into(),
+                    });
+                }
                 if !link.is_kind("veth") {
                     let kind = link.kind.as_deref().unwrap_or("physical");
                     return Err(refuse(format!(
@@ -345,6 +352,14 @@ fn choose<'l>(links: &'l [Link], names: &[String], netns: &str) -> Result<Vec<&'
             }
         }
         if chosen.is_empty() && !links.iter().any(is_ours) {
+            let ethernet = links.iter().filter(|link| link.is_ethernet());
+            let down: Vec<String> = ethernet.map(|link| link.name.clone()).collect();
+            if !down.is_empty() {
+                return Err(Error::Down {
+                    interfaces: down,
+                    netns: netns.into(),
+                });
+            }
             return Err(Error::NothingToAttach {
                 netns: netns.into(),
                 present: present(),

@@ -79,6 +79,14 @@ pub enum Error {
         /// The interfaces that are there.
         present: Vec<String>,
     },
+    /// Every interface that was to be attached is down, or the one that inline mode was to take the place of.
+    #[error("{} in {netns} {} down", list(.interfaces), if .interfaces.len() == 1 { "is" } else { "are" })]
+    Down {
+        /// The interfaces.
+        interfaces: Vec<String>,
+        /// Their namespace.
+        netns: String,
+    },
     /// The target is the host's own namespace.
     #[error(
         "{netns} is the host's own network namespace; attaching it would mirror the host into itself"
@@ -246,6 +254,7 @@ impl Error {
             }
             Self::BadName { .. } => "name an interface as `ip link` shows it".into(),
             Self::NothingToAttach { .. } => "give it an Ethernet interface, or choose another target".into(),
+            Self::Down { .. } => "set it up first; in mirror mode it can be attached while it is down, by its name".into(),
             Self::NetnsLost { .. } => "`ip link delete` its port when the container is gone for good".into(),
             Self::NoSuchInterface { .. } => "name one of the interfaces that are there".into(),
             Self::HostNetwork { .. } => {

@@ -89,6 +89,7 @@ pub fn survey(host: &Netns, target: &Netns) -> Result<Vec<Survey>, Error> {
         };
         let why = |error: Error| match error {
             Error::Unsafe { why, .. } => why,
+            Error::Down { .. } => "it is down".into(),
             other => attach::chain(&other),
         };
         let (mut inline, mut mirror) = (Ok(()), Ok(link.name.clone()));
@@ -126,9 +127,6 @@ fn remark(
             speaks_against_inline,
         });
     };
-    if !link.is_up() {
-        say("it is down".into(), false);
-    }
     if let Some(&bound) = listening.sockets.get(&link.index) {
         say(
             format!("sockets that are bound to it receive nothing inline: {bound}"),

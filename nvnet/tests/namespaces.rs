@@ -735,6 +735,23 @@ fn refusals_change_nothing(kind: Kind) -> Result<(), Failed> {
     )?;
     untouched(&lab, &before)?;
 
+    let down = Lab::new(&["web"])?;
+    sh_in(&down.containers[0].netns, "ip link set eth0 down")?;
+    let before_down = picture(&down.containers[0].netns)?;
+    refused(plan(&down, 0, mode), "eth0 in web is down")?;
+    if mode == Mode::Inline {
+        refused(
+            plan(&down, 0, mode).interface("eth0"),
+            "eth0 in web is down",
+        )?;
+    } else {
+        let attached = plan(&down, 0, mode).interface("eth0").check();
+        let attached = attached.and_then(CheckedPlan::attach).map_err(chain)?;
+        detach(&down, attached[0].id)?;
+    }
+    let after = picture(&down.containers[0].netns)?;
+    same_picture("down", &before_down, &after)?;
+
     sh_in(&lab.host, "ip link add nv-br type bridge")?;
     let before = pictures(&lab)?;
     refused(

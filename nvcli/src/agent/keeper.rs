@@ -954,6 +954,7 @@ fn is_refusal(error: &Error) -> bool {
         | Error::Foreign { .. }
         | Error::HostNetwork { .. }
         | Error::NothingToAttach { .. }
+        | Error::Down { .. }
         | Error::BadName { .. } => true,
         _ => false,
     }

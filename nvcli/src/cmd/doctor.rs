@@ -581,8 +581,12 @@ fn surveyed(target: &Target, one: &Survey) -> Finding {
     let command = |mode: Mode| format!("nvcli attach {target} --interface {name} --mode {mode}");
     let mut finding = match advice {
         None if one.attached.is_some() => Finding::ok(CHECK, found),
+        _ if !one.is_up => {
+            let remedy = format!("set it up first, then nvcli doctor {target}");
+            Finding::warn(CHECK, found, remedy)
+        }
         None => Finding::warn(CHECK, found, "attach another interface of it"),
-        Some(Mode::Inline) if one.inline.is_ok() && one.is_up => Finding {
+        Some(Mode::Inline) if one.inline.is_ok() => Finding {
             remedy: Some(command(Mode::Inline)),
             ..Finding::ok(CHECK, found)
         },
