@@ -45,7 +45,7 @@ pub(crate) fn chosen<'a>(
             .filter(|attachment| is_of(attachment, target))
             .collect();
         if of_target.is_empty() {
-            let remedy = format!("nvcli attach {target}");
+            let remedy = format!("nvcli attach {}", target.to_shell());
             return Err(not_attached(target, attached, remedy));
         }
         for new in of_target {

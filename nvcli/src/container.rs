@@ -13,6 +13,7 @@ use bollard::Docker;
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptions};
 use tokio::runtime::Runtime;
 
+use crate::escape;
 use crate::exit::{CliError, Result};
 
 /// The socket of an engine that nobody configured.
@@ -391,7 +392,7 @@ fn running(container: &Inspected) -> Result<()> {
         container.name
     ))
     .because("a container's network namespace exists only while the container runs")
-    .remedy(format!("docker start {}", container.name)))
+    .remedy(format!("docker start {}", escape::shell(&container.name))))
 }
 
 /// Refuses what has no network of its own.
@@ -412,7 +413,7 @@ fn networked(container: Inspected) -> Result<Container> {
             .because("loopback is its only interface: nothing enters or leaves it")
             .remedy(format!(
                 "docker network disconnect none {0}; docker network connect bridge {0}",
-                container.name
+                escape::shell(&container.name)
             )))
         }
         _ => Ok(Container {

@@ -116,6 +116,14 @@ pub(crate) fn is_plain(raw: &str) -> bool {
         && raw.as_bytes().iter().all(plain)
 }
 
+/// `raw` as one word of a command for a shell, to be escaped where it is shown: without a backslash, which would become two there.
+pub(crate) fn shell(raw: &str) -> Cow<'_, str> {
+    if is_plain(raw) {
+        return Cow::Borrowed(raw);
+    }
+    Cow::Owned(format!("'{}'", raw.replace('\'', r#"'"'"'"#)))
+}
+
 /// What a spreadsheet takes for the beginning of a formula.
 const FORMULA: [char; 8] = [
     '=', '+', '-', '@', '\u{ff0b}', '\u{ff0d}', '\u{ff1d}', '\u{ff20}',
@@ -294,6 +302,25 @@ mod tests {
             );
         }
         assert_eq!(line("a\\x1b"), "a\\x1b");
+    }
+
+    #[test]
+    fn a_word_is_one_word_to_a_shell_and_nothing_else() {
+        for word in [
+            "web-1",
+            "netns:/run/a b",
+            "it's",
+            "''",
+            "$(id)`id`;#&|*~",
+            "-",
+            "",
+        ] {
+            let script = format!("printf %s. {}", text(&shell(word)));
+            let mut sh = std::process::Command::new("sh");
+            let told = sh.args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(told.stdout).unwrap(), format!("{word}."));
+        }
+        assert_eq!(shell("netns:/run/netns/blue"), "netns:/run/netns/blue");
     }
 
     proptest! {

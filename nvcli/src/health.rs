@@ -11,6 +11,7 @@ use nvflow::MeterStats;
 use nvnet::{Attachment, EX_PREFIX, Mode, Netns};
 use serde::Serialize;
 
+use crate::escape;
 use crate::render::text::{count, grouped};
 
 /// Frames of one attached interface that came through nv-br. `[out of the container, into it]` where there are two.
@@ -225,6 +226,7 @@ pub(crate) fn of_frames(
 ) -> Option<Finding> {
     let Whose { name, interface } = whose;
     let again = || {
+        let name = escape::shell(name);
         format!("nvcli repair; if that finds nothing: nvcli detach {name} && nvcli attach {name}")
     };
     let time = format!("{} s", time.as_secs().max(1));

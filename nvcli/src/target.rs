@@ -85,6 +85,18 @@ impl FromStr for Target {
     }
 }
 
+impl Target {
+    /// As one word of a command for a shell.
+    pub(crate) fn to_shell(&self) -> String {
+        let raw = match self {
+            Self::NetnsName(name) => format!("netns:{name}"),
+            Self::NetnsPath(path) => format!("netns:{}", path.display()),
+            plain => plain.to_string(),
+        };
+        escape::shell(&raw).into_owned()
+    }
+}
+
 /// As it is written on the command line, harmless.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -60,6 +60,11 @@ fn main() {
         NEEDS,
         a_mount_point_that_is_no_utf8_hides_nothing,
     ));
+    trials.push(privileged(
+        "remedies_can_be_given_to_a_shell",
+        NEEDS,
+        remedies_can_be_given_to_a_shell,
+    ));
     for (name, test) in [
         (
             "filters_choose_frames_of_an_attached_container",
@@ -182,6 +187,36 @@ fn a_mount_point_that_is_no_utf8_hides_nothing() -> Test {
         "$NVCLI" attach netns:db
         "$NVCLI" detach netns:db
         "$NVCLI" repair
+    "#;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script])
+        .env("NVCLI", env!("CARGO_BIN_EXE_nvcli"));
+    let told = lab.host.run(|| command.output())??;
+    let err = String::from_utf8(told.stderr)?;
+    same(&err, told.status.code(), Some(0))
+}
+
+/// Commands that are told for a namespace whose name has a blank, a quote and more, given to a shell as they are.
+fn remedies_can_be_given_to_a_shell() -> Test {
+    let lab = Lab::new(&[])?;
+    let script = r#"
+        set -e
+        mkdir -p /run/netns
+        mount -t tmpfs netns /run/netns
+        odd="odd; it's \$HOME"
+        ip netns add "$odd"
+        ip link add lab-odd up type veth peer name eth0 netns "$odd"
+        ip -n "$odd" link set eth0 name 'eth&0' up
+        nvcli() { "$NVCLI" "$@"; }
+        try() { sed -n 's/^.*try: //p' | grep -o 'nvcli attach .*' | head -n 1; }
+        attach=$(nvcli doctor "netns:$odd" | grep -A 2 'eth&0' | try)
+        eval "$attach"
+        nvcli list --no-header | grep -F "$odd"
+        nvcli detach "netns:$odd"
+        attach=$(nvcli detach "netns:$odd" 2>&1 | try)
+        eval "$attach"
+        nvcli detach "netns:$odd"
     "#;
     let mut command = Command::new("unshare");
     command

@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
             .collect();
         let Some(first) = of_target.first() else {
             let remedy = match attached.is_empty() {
-                true => format!("nvcli attach {target}"),
+                true => format!("nvcli attach {}", target.to_shell()),
                 false => "nvcli list".into(),
             };
             return Err(not_attached(target, &attached, remedy));
@@ -123,7 +123,7 @@ pub(crate) fn not_attached(target: &Target, attached: &[Attachment], remedy: Str
             .because(format!(
                 "it shares the network of {owner}, and is seen as that"
             ))
-            .remedy(format!("name {owner} instead"));
+            .remedy(format!("name {} instead", escape::shell(&owner)));
     }
     let mut names: Vec<&str> = attached
         .iter()

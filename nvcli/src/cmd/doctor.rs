@@ -578,11 +578,12 @@ fn surveyed(target: &Target, one: &Survey) -> Finding {
     let remarks: Vec<String> = one.remarks.iter().map(|r| r.text.clone()).collect();
     let found = [modes, remarks.clone()].concat().join("; ");
     let found = format!("{name} ({}): {found}", one.kind);
-    let command = |mode: Mode| format!("nvcli attach {target} --interface {name} --mode {mode}");
+    let (of, on) = (target.to_shell(), escape::shell(name));
+    let command = |mode: Mode| format!("nvcli attach {of} --interface {on} --mode {mode}");
     let mut finding = match advice {
         None if one.attached.is_some() => Finding::ok(CHECK, found),
         _ if !one.is_up => {
-            let remedy = format!("set it up first, then nvcli doctor {target}");
+            let remedy = format!("set it up first, then nvcli doctor {of}");
             Finding::warn(CHECK, found, remedy)
         }
         None => Finding::warn(CHECK, found, "attach another interface of it"),

@@ -679,7 +679,7 @@ fn attached(containers: &[String]) -> Result<Names> {
             crate::names::is_called(wanted, &a.workload.name, a.workload.container_id.as_deref())
         };
         if names.attached().iter().find(is_there).is_none() {
-            let remedy = format!("nvcli attach {wanted}");
+            let remedy = format!("nvcli attach {}", escape::shell(wanted));
             let target = Target::Container(wanted.clone());
             return Err(not_attached(&target, names.attached(), remedy));
         }
