@@ -552,7 +552,7 @@ fn with_port(address: &str, port: u16) -> Option<String> {
 impl FromStr for ExportConfig {
     type Err = ConfigError;
 
-    /// Reads `SCHEME:PLACE?OPTION=VALUE&...`; `%XX` is the octet XX, everywhere.
+    /// Reads `SCHEME:PLACE?OPTION=VALUE&...`; `%XX` is the octet XX, everywhere; all of them are UTF-8.
     fn from_str(url: &str) -> Result<Self, ConfigError> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (scheme, place) = base.split_once(':').unwrap_or((base, ""));
