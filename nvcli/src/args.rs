@@ -169,6 +169,9 @@ pub(crate) struct Detach {
 
 /// Show what is attached
 ///
+/// HEALTH is of what can be seen from the host, so that the list is quick. Whether the rules inside a container are there too,
+/// `nvcli doctor` tells.
+///
 /// An agent that runs tells the names that containers have now; NVCLI_AGENT_SOCKET tells one that answers elsewhere.
 #[derive(Args, Debug)]
 pub(crate) struct List {

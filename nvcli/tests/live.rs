@@ -61,6 +61,11 @@ fn main() {
         a_mount_point_that_is_no_utf8_hides_nothing,
     ));
     trials.push(privileged(
+        "list_tells_of_the_hosts_side_and_doctor_of_the_inside",
+        NEEDS,
+        list_tells_of_the_hosts_side_and_doctor_of_the_inside,
+    ));
+    trials.push(privileged(
         "remedies_can_be_given_to_a_shell",
         NEEDS,
         remedies_can_be_given_to_a_shell,
@@ -195,6 +200,24 @@ fn a_mount_point_that_is_no_utf8_hides_nothing() -> Test {
     let told = lab.host.run(|| command.output())??;
     let err = String::from_utf8(told.stderr)?;
     same(&err, told.status.code(), Some(0))
+}
+
+/// A container whose rules somebody deleted: what is said of it, and that the help says who says it.
+fn list_tells_of_the_hosts_side_and_doctor_of_the_inside() -> Test {
+    let lab = Lab::new(&["web"])?;
+    let web = &lab.containers[0].netns;
+    let (code, _, err) = nvcli(&lab, &["attach", &path_of(web)])?;
+    same(&err, code, Some(0))?;
+    sh_in(web, "tc filter delete dev nv-ex-eth0 ingress")?;
+    let (_, listed, _) = nvcli(&lab, &["list", "--output", "json"])?;
+    let listed: Value = serde_json::from_str(&listed)?;
+    same("health", &listed["health"], &Value::from("whole"))?;
+    let (_, told, _) = nvcli(&lab, &["doctor"])?;
+    ensure(told.contains("nv-ex-eth0 has no rule"), told)?;
+    let (_, help, _) = nvcli(&lab, &["list", "--help"])?;
+    ensure(help.contains("nvcli doctor"), help)?;
+    let (code, _, err) = nvcli(&lab, &["repair"])?;
+    same(&err, code, Some(0))
 }
 
 /// Commands that are told for a namespace whose name has a blank, a quote and more, given to a shell as they are.
