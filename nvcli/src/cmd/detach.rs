@@ -1,10 +1,13 @@
 //! `nvcli detach`: from the kernel's own state, so that neither the container nor Docker has to be there.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 
 use nvnet::{Attachment, AttachmentId, Netns, Session};
 use serde::Serialize;
+use serde_json::Value;
 
+use crate::agent::client;
 use crate::args::{Detach, ListOutput};
 use crate::container::Engine;
 use crate::escape;
@@ -70,13 +73,15 @@ pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
         say.note("nothing is attached");
     }
     let mut failed: Option<CliError> = None;
+    let mut detached: Vec<&Attachment> = Vec::new();
     for some in chosen.chunks(TOGETHER) {
         let ids: Vec<AttachmentId> = some.iter().map(|attachment| attachment.id).collect();
         let done = uninterrupted(|| session.detach_together(&ids));
         for (attachment, done) in some.iter().zip(done) {
             match done {
                 Ok(()) => {
-                    print(attachment, args.output).map_err(|source| CliError::output(&source))?
+                    print(attachment, args.output).map_err(|source| CliError::output(&source))?;
+                    detached.push(attachment);
                 }
                 Err(error) => {
                     let (name, interface) = (&attachment.workload.name, &attachment.interface);
@@ -90,7 +95,62 @@ pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
             }
         }
     }
+    // Nobody has to wait for what is only said.
+    drop(session);
+    if !detached.is_empty() && !say.is_quiet() {
+        let kept = kept_by_agent(&host);
+        detached.retain(|attachment| kept.contains(&attachment.netns_inode()));
+        let mut names: Vec<&str> = detached.iter().map(|a| &a.workload.name[..]).collect();
+        names.dedup();
+        if let [first, others @ ..] = &names[..] {
+            let (first, more) = (escape::text(first), others.len());
+            let what = match more {
+                0 => format!("selects {first} and attaches it again"),
+                _ => format!("selects {first} and {more} more and attaches them again"),
+            };
+            say.note(format_args!(
+                "note: the agent {what}: exclude it there (a rule, --exclude, targets), or end the agent first"
+            ));
+        }
+    }
     failed.map_or(Ok(()), Err)
+}
+
+/// The namespaces that an agent which runs would attach by itself, by inode.
+fn kept_by_agent(host: &Netns) -> BTreeSet<u64> {
+    let answer = client::ask(host, "/v1/containers", client::HASTE).map(client::Answer::all);
+    let lines = match answer {
+        Some(Ok(lines)) => lines,
+        Some(Err(error)) => {
+            error.report();
+            return BTreeSet::new();
+        }
+        None => return BTreeSet::new(),
+    };
+    let netns = |line: &String| {
+        let told: Value = serde_json::from_str(line).ok()?;
+        if told["attach"] == "no" {
+            return None;
+        }
+        // A container has a process, and anything else is called as it is named in the configuration.
+        match told["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()) {
+            Some(pid) => Netns::of_pid(pid).ok(),
+            None => netns_of(&told["workload"].as_str()?.parse().ok()?),
+        }
+    };
+    let ids = lines.iter().filter_map(netns).map(|netns| netns.id().ino);
+    ids.collect()
+}
+
+/// What a target that is no container leads to.
+fn netns_of(target: &Target) -> Option<Netns> {
+    let netns = match target {
+        Target::Pid(pid) => Netns::of_pid(*pid),
+        Target::NetnsName(name) => Netns::named(name),
+        Target::NetnsPath(path) => Netns::at_path(path),
+        Target::Container(_) => return None,
+    };
+    netns.ok()
 }
 
 /// Whether the attachment is one of `target`, by what the kernel knows alone.
@@ -103,14 +163,9 @@ pub(crate) fn is_of(attachment: &Attachment, target: &Target) -> bool {
         Target::Pid(pid) if workload.pid == Some(*pid) => true,
         // Any way that leads to the same namespace will do.
         other => {
-            let there = match other {
-                Target::Pid(pid) => Netns::of_pid(*pid),
-                Target::NetnsName(name) => Netns::named(name),
-                Target::NetnsPath(path) => Netns::at_path(path),
-                Target::Container(_) => return false,
-            };
             workload.name == target.to_string()
-                || there.is_ok_and(|there| attachment.netns().is_some_and(|netns| netns == there))
+                || netns_of(other)
+                    .is_some_and(|there| attachment.netns().is_some_and(|netns| netns == there))
         }
     }
 }
