@@ -198,7 +198,7 @@ pub(crate) struct Repair {
 /// the end of the run, or of the files, those still open follow.
 ///
 /// Where an agent runs (NVCLI_AGENT_SOCKET tells one that answers elsewhere), it is asked for its records, and nothing is metered a second time; what it does not do as the options want it
-/// (FILTER, --decap, --keep, --snaplen, other limits and timeouts), a ring of its own does, as always with --direct.
+/// (FILTER, --decap, --keep, --snaplen, --stats, other limits and timeouts), a ring of its own does, as always with --direct.
 ///
 /// Standard output gets records only. In tables, packets and octets are from client to server / from server to client.
 #[derive(Args, Debug)]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -311,7 +311,7 @@ fn begin<'d>(
         if std::fs::symlink_metadata(path).is_ok_and(|it| it.is_file()) {
             let _ = std::fs::remove_file(path);
         }
-        unwritable(path, &error)
+        unwritable(path, &error).remedy("make room there, or write elsewhere")
     })
 }
 
@@ -337,7 +337,8 @@ impl Write for Whole {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
         if let Err(error) = self.file.write_all(piece) {
             // What is no file of a disk keeps what it has.
-            let _ = self.file.set_len(self.length);
+            let back = self.file.set_len(self.length);
+            let _ = back.and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
             return Err(error);
         }
         self.length += piece.len() as u64;

@@ -10,6 +10,7 @@
 
 use std::fs::DirBuilder;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Write};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt::PeerCredentials};
 use nvcapture::{
     CaptureWriter, FlightRecorder, Frame, FrameMeta, InterfaceDescription, SourceStats, Timestamp,
 };
@@ -125,6 +126,7 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Served {
     path: PathBuf,
+    listener: UnixListener,
     over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -132,11 +134,9 @@ pub(crate) struct Served {
 impl Drop for Served {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
-        // Wakes those who wait for a client.
-        for _ in &self.threads {
-            let _ = UnixStream::connect(&self.path);
-        }
         let _ = std::fs::remove_file(&self.path);
+        // Wakes those who wait for a client.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -157,24 +157,28 @@ pub(crate) fn serve(
             .remedy("run it as root, or without --keep")
     };
     private(&directory).map_err(failed)?;
-    // Of processes that were killed, one that had our number perhaps.
+    // Of processes that were killed. What cannot be deleted is left; others may do the same at the same time.
     for old in sockets(&directory).map_err(failed)? {
-        match UnixStream::connect(&old) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(&old).map_err(failed)?;
-            }
-            _ => {}
+        if let Err(error) = UnixStream::connect(&old)
+            && error.kind() == io::ErrorKind::ConnectionRefused
+        {
+            let _ = std::fs::remove_file(&old);
         }
     }
-    let listener = UnixListener::bind(&path).map_err(failed)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    // Under another name first: to those who look, one that is bound and not yet listened to looks like one that was left.
+    let hidden = directory.join(format!(".{}", std::process::id()));
+    let _ = std::fs::remove_file(&hidden);
+    let listener = UnixListener::bind(&hidden).map_err(failed)?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    std::fs::rename(&hidden, &path).map_err(failed)?;
     let mut served = Served {
         path: path.clone(),
+        listener,
         over: Arc::new(AtomicBool::new(false)),
         threads: Vec::new(),
     };
     for _ in 0..CLIENTS {
-        let listener = listener.try_clone().map_err(failed)?;
+        let listener = served.listener.try_clone().map_err(failed)?;
         let (recorder, over) = (Arc::clone(recorder), Arc::clone(&served.over));
         let thread = std::thread::Builder::new()
             .name("recorder".to_owned())
@@ -411,6 +415,17 @@ pub(crate) fn ask(request: &Request) -> Result<Answer> {
             // Others may have what is asked for.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 silent = Some(path);
+                continue;
+            }
+            // It is just ending.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::UnexpectedEof
+                        | io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::BrokenPipe
+                ) =>
+            {
                 continue;
             }
             answer => answer.map_err(failed)?,

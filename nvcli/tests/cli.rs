@@ -1101,6 +1101,7 @@ fn a_signal_ends_the_wait_for_a_pipe() {
                 Ok(writer) => break writer,
                 Err(error) => assert!(began.elapsed() < long, "{error}"),
             }
+            std::thread::yield_now();
         };
         if writes {
             writer.write_all(&capture(&frames())).unwrap();
@@ -1113,6 +1114,7 @@ fn a_signal_ends_the_wait_for_a_pipe() {
                 child.kill().unwrap();
                 panic!("it still waits");
             }
+            std::thread::yield_now();
         }
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

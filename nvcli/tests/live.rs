@@ -34,6 +34,11 @@ fn main() {
             NEEDS,
             move || super_frames(mode),
         ));
+        trials.push(privileged(
+            format!("frames_of_a_mark_are_of_who_had_it_when_they_came::{name}"),
+            NEEDS,
+            move || marks_that_are_used_again(mode),
+        ));
     }
     trials.push(privileged(
         "doctor_says_which_mode_is_safe",
@@ -78,10 +83,6 @@ fn main() {
         ("captures_are_bounded_and_each_file_is_whole", captures),
         ("a_capture_to_a_pipe_ends_by_itself", to_a_pipe),
         ("the_last_frames_are_there_when_somebody_asks", last_frames),
-        (
-            "frames_of_a_mark_are_of_who_had_it_when_they_came",
-            marks_that_are_used_again,
-        ),
         (
             "of_a_file_without_room_what_is_there_is_whole",
             without_room,
@@ -406,6 +407,7 @@ fn path_of(netns: &Netns) -> String {
 /// A host with `web` attached and `client` beside it.
 struct Net {
     lab: Lab,
+    mode: Mode,
     /// The port on nv-br, of an inline attachment.
     port: String,
 }
@@ -434,7 +436,7 @@ impl Net {
             .and_then(|plan| plan.attach())
             .map_err(chain)?;
         let port = attached.first().ok_or("nothing was attached")?.port.clone();
-        Ok(Self { lab, port })
+        Ok(Self { lab, mode, port })
     }
 
     fn web(&self) -> &LabContainer {
@@ -451,7 +453,7 @@ impl Net {
             name: container.name.clone(),
             ..Workload::default()
         };
-        let plan = Plan::new(&self.lab.host, &container.netns, workload);
+        let plan = Plan::new(&self.lab.host, &container.netns, workload).mode(self.mode);
         let attached = plan.check().and_then(|plan| plan.attach());
         Ok(attached.map_err(chain)?.first().ok_or("nothing")?.id)
     }
@@ -1021,8 +1023,8 @@ fn words(file: &Path, name: &str) -> Result<Vec<String>, Failed> {
 }
 
 /// An interface that is attached again gets the mark that it had, as another one would.
-fn marks_that_are_used_again() -> Test {
-    let net = Net::new(Mode::Inline)?;
+fn marks_that_are_used_again(mode: Mode) -> Test {
+    let net = Net::new(mode)?;
     let directory = tempfile::tempdir()?;
     let run = directory.path().join("run");
     let (all, last) = (
@@ -1089,7 +1091,10 @@ fn marks_that_are_used_again() -> Test {
     flows.end()?;
 
     // With the last one that is captured a capture ends.
-    let capture = net.beside(&["capture", "web", "-w", &shown], "capturing 1 interfaces")?;
+    let capture = net.beside(
+        &["capture", "web", "-w", &shown, "--duration", "20s"],
+        "capturing 1 interfaces",
+    )?;
     net.done(&["detach", "web"], &run)?;
     let (_, err) = capture.wait()?;
     ensure(err.contains("web/eth0 is not attached any more"), err)
@@ -1115,12 +1120,14 @@ fn without_room() -> Test {
             let told = format!("{told:?}");
             ensure(told.contains("No space left"), told)?;
             let files = listed(directory.path(), "web")?;
-            ensure(!files.is_empty(), "no file")?;
+            let mut frames = 0;
             for file in files {
-                ensure(!read(&file)?.0.is_empty(), format!("{file:?}"))?;
+                // The last one may have no room for any.
+                frames += read(&file)?.0.len();
                 opens_elsewhere(&file)?;
                 std::fs::remove_file(file)?;
             }
+            ensure(frames > 0, "no frames")?;
         }
         Ok(())
     };

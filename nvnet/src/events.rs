@@ -15,8 +15,14 @@ use crate::{Error, Netns, sys};
 
 /// `RTMGRP_LINK`.
 const RTMGRP_LINK: u32 = 1;
+/// `RTMGRP_TC`.
+const RTMGRP_TC: u32 = 8;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
+const RTM_NEWQDISC: u16 = 36;
+const RTM_DELQDISC: u16 = 37;
+const RTM_NEWTFILTER: u16 = 44;
+const RTM_DELTFILTER: u16 = 45;
 /// Octets of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// Octets of news that wait, at most: a storm of a thousand containers fits.
@@ -42,6 +48,8 @@ pub struct LinkEvent {
 pub enum LinkNews {
     /// In the order in which it happened.
     Events(Vec<LinkEvent>),
+    /// Rules on links came or went; which, whoever follows has to look for itself. Of [`LinkEvents::open_one`] alone.
+    Rules,
     /// More happened than was read in time: whoever follows has to look for itself.
     Lost,
     /// Nothing within the time given.
@@ -56,6 +64,8 @@ pub struct LinkEvents {
     socket: Socket,
     label: String,
     buffer: Vec<u8>,
+    /// Rules came or went, which was not yet told.
+    rules: bool,
 }
 
 impl LinkEvents {
@@ -64,18 +74,19 @@ impl LinkEvents {
     /// # Errors
     /// The namespace could not be entered, or the kernel refused: to hear of other namespaces takes CAP_NET_BROADCAST in them.
     pub fn open(host: &Netns) -> Result<Self, Error> {
-        Self::listen(host, true)
+        Self::listen(host, RTMGRP_LINK, true)
     }
 
-    /// The same of the links in `netns` alone, which takes no capability.
+    /// The same of the links in `netns` alone, and of the rules on them: all that is attached in mirror mode may have changed. From inside it
+    /// takes no capability.
     ///
     /// # Errors
     /// The namespace could not be entered, or the kernel refused.
     pub fn open_one(netns: &Netns) -> Result<Self, Error> {
-        Self::listen(netns, false)
+        Self::listen(netns, RTMGRP_LINK | RTMGRP_TC, false)
     }
 
-    fn listen(netns: &Netns, to_all: bool) -> Result<Self, Error> {
+    fn listen(netns: &Netns, groups: u32, to_all: bool) -> Result<Self, Error> {
         let failed = |source| Error::Netlink {
             op: "listen for links".into(),
             netns: netns.label().into(),
@@ -90,7 +101,7 @@ impl LinkEvents {
                     socket.set_listen_all_namespaces(true)?;
                 }
                 socket.set_non_blocking(true)?;
-                socket.bind(&SocketAddr::new(0, RTMGRP_LINK))?;
+                socket.bind(&SocketAddr::new(0, groups))?;
                 Ok(socket)
             })?
             .map_err(failed)?;
@@ -98,6 +109,7 @@ impl LinkEvents {
             socket,
             label: netns.label().into(),
             buffer: vec![0; 64 << 10],
+            rules: false,
         })
     }
 
@@ -110,6 +122,7 @@ impl LinkEvents {
         loop {
             match self.read() {
                 Ok(events) if !events.is_empty() => return Ok(LinkNews::Events(events)),
+                Ok(_) if std::mem::take(&mut self.rules) => return Ok(LinkNews::Rules),
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     return Ok(LinkNews::Lost);
@@ -147,9 +160,10 @@ impl LinkEvents {
             match sys::receive_with_nsid(self.socket.as_fd(), &mut self.buffer) {
                 Ok((length, netns)) => {
                     let octets = self.buffer.get(..length).unwrap_or_default();
-                    events.extend(
-                        messages(octets).filter_map(|(kind, body)| event(kind, body, netns)),
-                    );
+                    for (kind, body) in messages(octets) {
+                        self.rules |= is_of_rules(kind);
+                        events.extend(event(kind, body, netns));
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(events),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -176,6 +190,13 @@ fn messages(octets: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, body))
     })
+}
+
+const fn is_of_rules(kind: u16) -> bool {
+    matches!(
+        kind,
+        RTM_NEWQDISC | RTM_DELQDISC | RTM_NEWTFILTER | RTM_DELTFILTER
+    )
 }
 
 fn event(kind: u16, body: &[u8], netns: Option<i32>) -> Option<LinkEvent> {

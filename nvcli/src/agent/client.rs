@@ -121,10 +121,14 @@ impl Client {
     }
 }
 
-/// Whether somebody listens there, also for who may not connect: the kernel tells everybody.
+/// Whether somebody listens there, whom this user may not ask: the kernel tells everybody.
 ///
 /// Source: the flag SO_ACCEPTCON of /proc/net/unix, proc(5).
-pub(crate) fn is_listened_to(socket: &Path) -> bool {
+pub(crate) fn is_closed_to_us(socket: &Path) -> bool {
+    let refused = UnixStream::connect(socket).err();
+    if refused.map(|error| error.kind()) != Some(io::ErrorKind::PermissionDenied) {
+        return false;
+    }
     let all = std::fs::read("/proc/net/unix").unwrap_or_default();
     all.split(|octet| *octet == b'\n').any(|line| {
         let mut fields = line.splitn(8, |octet| *octet == b' ');
@@ -147,7 +151,7 @@ fn failed(socket: &str, error: &io::Error) -> CliError {
     if is_late(error) {
         return CliError::new(format!("the agent at {socket} does not answer"))
             .because("it listens, and nothing comes from it")
-            .remedy("systemctl restart nvcli-agent");
+            .remedy("systemctl status nvcli-agent; it may be stopped, or very busy");
     }
     CliError::new(format!("cannot talk to the agent at {socket}"))
         .because(error)

@@ -273,7 +273,7 @@ impl Keeper {
                     self.link(&event);
                 }
             }
-            News::Links(LinkNews::Lost) => self.round = Instant::now(),
+            News::Links(LinkNews::Lost | LinkNews::Rules) => self.round = Instant::now(),
             News::Links(LinkNews::Nothing) | News::Stop => {}
             News::Config(config) => {
                 self.config = config;

@@ -60,10 +60,13 @@ pub(crate) fn run(args: &Capture, say: Say) -> Result<()> {
         escape::text(&files.shown())
     ));
 
-    let read = copy(&mut ring, &mut holders, &mut files, (args, &interrupt, say))?;
+    let read = copy(&mut ring, &mut holders, &mut files, (args, &interrupt, say));
     let lost = ring.stats().unwrap_or_default().dropped;
     files.lost = lost;
-    let files = files.finish()?;
+    // Also of a capture that failed; of both errors the first one counts.
+    let files = files.finish();
+    let read = read?;
+    let files = files?;
     let numbered = match files.files() {
         1 => String::new(),
         many => format!(" to {} files", grouped(many)),
@@ -84,34 +87,57 @@ pub(crate) fn not_for_the_terminal() -> CliError {
     )
 }
 
-/// Who has the marks of frames: it is asked again when a link has come or gone.
+/// Who has the marks of frames: it is asked again when what is attached may be other than it was.
 struct Holders {
     host: Netns,
     links: LinkEvents,
+    /// It could not be asked, which was said.
+    failed: bool,
 }
 
 impl Holders {
     fn follow(host: Netns) -> Result<Self> {
         let links =
             LinkEvents::open_one(&host).map_err(|error| net("cannot hear of links", &error))?;
-        Ok(Self { host, links })
+        Ok(Self {
+            host,
+            links,
+            failed: false,
+        })
     }
 
     fn list(&self) -> Result<Vec<nvnet::Attachment>> {
         nvnet::list(&self.host).map_err(|error| net("cannot read what is attached", &error))
     }
 
-    /// Tells `files` who has them now, if it may be others than it was.
+    /// Tells `files` who has them now.
     ///
     /// Whoever has got a mark did so before its first frame came: asked before a block is written, no frame is taken for another's.
     fn tell(&mut self, files: &mut Files, say: Say) -> Result<()> {
         let news = self.links.next(Duration::ZERO);
         let news = news.map_err(|error| net("cannot hear of links", &error))?;
-        if news != LinkNews::Nothing {
-            for gone in files.follow(&self.list()?, wall_clock()) {
-                let gone = escape::text(&gone);
-                say.warn(format_args!("{gone} is not attached any more"));
+        let may_differ = match news {
+            LinkNews::Nothing => self.failed,
+            LinkNews::Events(events) => self.failed || events.iter().any(|event| event.is_ours),
+            LinkNews::Rules | LinkNews::Lost => true,
+        };
+        if !may_differ {
+            return Ok(());
+        }
+        match self.list() {
+            Ok(attached) => {
+                self.failed = false;
+                for gone in files.follow(&attached, wall_clock()) {
+                    let gone = escape::text(&gone);
+                    say.warn(format_args!("{gone} is not attached any more"));
+                }
             }
+            // Links may come and go faster than they can be listed: a capture goes on.
+            Err(error) if !self.failed => {
+                self.failed = true;
+                error.report();
+            }
+            Err(_) => {}
         }
         Ok(())
     }

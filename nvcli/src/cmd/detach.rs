@@ -173,7 +173,11 @@ pub(crate) fn is_of(attachment: &Attachment, target: &Target) -> bool {
 /// The error for a target that is not attached, and what to do about it, unless it is attached as another one.
 pub(crate) fn not_attached(target: &Target, attached: &[Attachment], remedy: String) -> CliError {
     let error = CliError::new(format!("{target} is not attached"));
-    if let Some(owner) = owner(target) {
+    let is_attached = |owner: &String| {
+        let mut names = attached.iter().map(|one| &one.workload.name);
+        names.any(|name| name == owner)
+    };
+    if let Some(owner) = owner(target).filter(is_attached) {
         return error
             .because(format!(
                 "it shares the network of {owner}, and is seen as that"

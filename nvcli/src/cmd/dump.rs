@@ -10,6 +10,7 @@ use nvcapture::{CaptureFile, Next};
 use crate::args::duration;
 use crate::capture_file::{Files, Rotation, chosen};
 use crate::cmd::capture::not_for_the_terminal;
+use crate::cmd::flows::wall_clock;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::names::Current;
@@ -59,6 +60,14 @@ pub(crate) fn run(args: &Dump, say: Say) -> Result<()> {
     let answer = recorder::ask(&request)?;
     let mut files = Files::create(&args.write, &chosen, None, Rotation::default())?;
     files.leave_out_older();
+    // While it was asked others may have got the marks.
+    let now = nvnet::list(&host).map_err(|error| net("cannot read what is attached", &error))?;
+    for gone in files.follow(&now, wall_clock()) {
+        say.warn(format_args!(
+            "{} is not attached any more",
+            escape::text(&gone)
+        ));
+    }
     let mut capture = CaptureFile::new(answer.frames);
     let mut octets = Vec::new();
     let read = loop {

@@ -34,7 +34,7 @@ pub(crate) struct Status {
 pub(crate) fn run(args: &Status) -> Result<()> {
     let ask = |path: &str| -> Result<Vec<String>> {
         let Some(client) = Client::connect(&args.socket, client::PATIENCE)? else {
-            if client::is_listened_to(&args.socket) {
+            if client::is_closed_to_us(&args.socket) {
                 return Err(CliError::new(format!(
                     "an agent runs, but {} may not be opened by this user",
                     args.socket.display()
