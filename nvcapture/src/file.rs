@@ -41,6 +41,8 @@ const NG_ENHANCED_PACKET: u32 = 6;
 /// A damaged or cut file is read up to the damage: the frames before it are handed out, then comes
 /// [`Error::Damaged`], once, and after that [`Next::End`].
 ///
+/// Times before 1970 and after 2554 are the first and the last that a [`Timestamp`] can tell.
+///
 /// ```no_run
 /// use nvcapture::{CaptureFile, Next};
 ///
