@@ -1,5 +1,6 @@
 //! TCP as an onlooker sees it.
 
+use nvcapture::HugeVec;
 use nvcapture::wire::{Tcp, control};
 
 use crate::TcpSide;
@@ -183,8 +184,10 @@ impl TcpBlock {
     }
 
     /// Counts that `what` happened to `side`; `events` are of all connections, this one's in `slot`, or there are none.
+    ///
+    /// They come as they are kept: where a slice begins would be looked up ahead of every frame.
     #[cold]
-    fn happens(&mut self, events: &mut [TcpEvents], slot: u32, what: usize, side: usize) {
+    fn happens(&mut self, events: &mut HugeVec<TcpEvents>, slot: u32, what: usize, side: usize) {
         let Some(events) = events.get_mut(slot as usize) else {
             return;
         };
@@ -224,7 +227,7 @@ impl TcpBlock {
     #[cold]
     fn sent_out_of_line(
         &mut self,
-        events: &mut [TcpEvents],
+        events: &mut HugeVec<TcpEvents>,
         slot: u32,
         step: &Step,
         side: usize,
@@ -417,7 +420,7 @@ const fn is_next_or_last(entry: &Entry, step: &Step) -> bool {
 
 /// Follows a connection through a segment that [is in line](is_in_line); `events` are of all connections, or there are none.
 #[inline(always)]
-pub(crate) fn follow_in_line(entry: &mut Entry, events: &mut [TcpEvents], step: &Step) {
+pub(crate) fn follow_in_line(entry: &mut Entry, events: &mut HugeVec<TcpEvents>, step: &Step) {
     let is_duplicate = follow_next(entry, step, step.payload_octets());
     if is_duplicate {
         let side = step.direction as usize;
@@ -460,7 +463,7 @@ fn follow_next(entry: &mut Entry, step: &Step, length: u32) -> bool {
 #[inline(always)]
 pub(crate) fn follow(
     entry: &mut Entry,
-    events: &mut [TcpEvents],
+    events: &mut HugeVec<TcpEvents>,
     slot: u32,
     step: &Step,
     tcp_metrics: bool,
@@ -511,7 +514,7 @@ fn follow_fin(entry: &mut Entry, side: usize, other: usize, end: u32) {
 
 /// As [`follow`], of whatever segment.
 #[inline(always)]
-fn follow_any(entry: &mut Entry, events: &mut [TcpEvents], slot: u32, step: &Step) {
+fn follow_any(entry: &mut Entry, events: &mut HugeVec<TcpEvents>, slot: u32, step: &Step) {
     let segment = &step.segment;
     let (side, other) = (step.direction as usize, step.direction.opposite() as usize);
     let (syn, fin, rst, ack) = (
@@ -712,10 +715,10 @@ mod tests {
             let steps = segments(seed);
             let mut entries = [Entry::opened_by(&steps[0], 0); 3];
             let tcp_metrics = !seed.is_multiple_of(3);
-            let mut events = [const { Vec::new() }; 3];
-            if tcp_metrics {
-                events.fill(vec![NO_EVENTS]);
-            }
+            let mut events = [(); 3].map(|()| {
+                let count = usize::from(tcp_metrics);
+                HugeVec::<TcpEvents>::zeros(count).expect("memory for one")
+            });
             for (place, step) in steps.iter().enumerate() {
                 if place == 20 && seed.is_multiple_of(4) {
                     for entry in &mut entries {
