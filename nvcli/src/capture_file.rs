@@ -13,6 +13,7 @@ use nvnet::{Attachment, AttachmentId, BRIDGE, MacAddr};
 
 use crate::cmd::detach::{is_of, not_attached};
 use crate::cmd::flows::wall_clock;
+use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::target::Target;
 
@@ -149,18 +150,18 @@ impl Files {
     }
 
     /// Looks who has the marks at the time `now`: of an interface that is no longer `attached`, no frame counts that came after somebody else
-    /// had got its mark. Names those that are newly gone.
-    pub(crate) fn follow(&mut self, attached: &[Attachment], now: Timestamp) -> Vec<String> {
-        let mut gone = Vec::new();
+    /// had got its mark. Says which are newly gone.
+    pub(crate) fn follow(&mut self, attached: &[Attachment], now: Timestamp, say: Say) {
         for interface in self.interfaces.iter_mut().filter(|it| it.until.is_none()) {
             let holder = attached.iter().find(|it| it.id.number() == interface.id);
             let since = holder.map(|holder| holder.since_ms().unwrap_or_default());
             if since != Some(interface.since) {
                 interface.until = Some(since.unwrap_or(u64::MAX).min(millis(now)));
-                gone.extend(interface.description.name.clone());
+                let name = interface.description.name.as_deref().unwrap_or_default();
+                let name = escape::text(name);
+                say.warn(format_args!("{name} is not attached any more"));
             }
         }
-        gone
     }
 
     /// Whether all interfaces are gone.

@@ -38,13 +38,6 @@ pub(crate) struct Grouping {
     pub(crate) max_groups: usize,
 }
 
-impl Grouping {
-    /// Whether sums have an order in time.
-    pub(crate) const fn has_windows(&self) -> bool {
-        self.window.is_some()
-    }
-}
-
 /// A field that connections can have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum By {

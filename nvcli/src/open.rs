@@ -1,6 +1,6 @@
 //! From a target to its network namespace and the name its attachments get.
 
-use nvnet::{Netns, Workload};
+use nvnet::{Attachment, Netns, Workload};
 
 use crate::container::Engine;
 use crate::escape;
@@ -27,6 +27,22 @@ pub(crate) fn net(what: impl Into<String>, error: &nvnet::Error) -> CliError {
 /// The namespace nvcli runs in, which nv-br is in.
 pub(crate) fn host() -> Result<Netns> {
     Netns::current().map_err(|error| net("cannot open the host's network namespace", &error))
+}
+
+/// What is attached to the nv-br in `host`.
+pub(crate) fn attached(host: &Netns) -> Result<Vec<Attachment>> {
+    nvnet::list(host).map_err(|error| net("cannot read what is attached", &error))
+}
+
+/// The namespace that a target names now, if it is no container: that is asked of an engine.
+pub(crate) fn netns_of(target: &Target) -> Option<Netns> {
+    let netns = match target {
+        Target::Pid(pid) => Netns::of_pid(*pid),
+        Target::NetnsName(name) => Netns::named(name),
+        Target::NetnsPath(path) => Netns::at_path(path),
+        Target::Container(_) => return None,
+    };
+    netns.ok()
 }
 
 /// Opens targets; talks to the engine only if a container is among them, and connects once.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt::PeerCredentials};
 use nvcapture::{
@@ -26,6 +26,7 @@ use nvcapture::{
 use nvnet::{AttachmentId, BRIDGE, MacAddr, NetnsId};
 use serde::{Deserialize, Serialize};
 
+use crate::cmd::flows::wall_clock;
 use crate::escape;
 use crate::exit::{CliError, Result};
 
@@ -285,10 +286,7 @@ fn write_frames(
             ..InterfaceDescription::default()
         })
         .map_err(failed)?;
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    let now = wall_clock().as_nanos();
     let since = request
         .last_millis
         .map_or(0, |last| now.saturating_sub(last.saturating_mul(1_000_000)));
@@ -480,8 +478,7 @@ mod tests {
     }
 
     fn now() -> u64 {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        u64::try_from(now.unwrap().as_nanos()).unwrap()
+        wall_clock().as_nanos()
     }
 
     /// What somebody who sends `line` is told, and the last octets of the frames that follow.

@@ -194,13 +194,7 @@ fn a_mount_point_that_is_no_utf8_hides_nothing() -> Test {
         "$NVCLI" detach netns:db
         "$NVCLI" repair
     "#;
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", script])
-        .env("NVCLI", env!("CARGO_BIN_EXE_nvcli"));
-    let told = lab.host.run(|| command.output())??;
-    let err = String::from_utf8(told.stderr)?;
-    same(&err, told.status.code(), Some(0))
+    with_own_mounts(&lab, script)
 }
 
 /// A container whose rules somebody deleted: what is said of it, and that the help says who says it.
@@ -242,6 +236,11 @@ fn remedies_can_be_given_to_a_shell() -> Test {
         eval "$attach"
         nvcli detach "netns:$odd"
     "#;
+    with_own_mounts(&lab, script)
+}
+
+/// Runs a script on the lab's host, which finds the program in `$NVCLI` and may mount what it likes; it has to succeed.
+fn with_own_mounts(lab: &Lab, script: &str) -> Test {
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "sh", "-c", script])

@@ -23,6 +23,7 @@ use super::select::{Choice, Facts};
 use crate::cmd::flows::wall_clock;
 use crate::engine::Engine;
 use crate::escape;
+use crate::open::netns_of;
 use crate::orphan;
 use crate::target::Target;
 
@@ -585,7 +586,7 @@ impl Keeper {
                 }
                 netns
             }
-            What::Target(target) => open(target).ok_or(Trouble::Ended)?,
+            What::Target(target) => netns_of(target).ok_or(Trouble::Ended)?,
         };
         if netns == self.host {
             return Ok(State::HostNetwork);
@@ -927,19 +928,8 @@ impl State {
     }
 }
 
-/// The namespace that a target names now.
-pub(super) fn open(target: &Target) -> Option<Netns> {
-    match target {
-        Target::Pid(pid) => Netns::of_pid(*pid).ok(),
-        Target::NetnsName(name) => Netns::named(name).ok(),
-        Target::NetnsPath(path) => Netns::at_path(path).ok(),
-        // The configuration refuses them.
-        Target::Container(_) => None,
-    }
-}
-
 fn inode_of(target: &Target) -> Option<u64> {
-    open(target).map(|netns| netns.id().ino)
+    netns_of(target).map(|netns| netns.id().ino)
 }
 
 fn is_alive(container: &Container) -> bool {

@@ -47,7 +47,7 @@ use crate::engine::{Ended, Engine, EngineConfig, EngineStats};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::export::{self, Export, ExporterStats, Pace, Stage};
-use crate::open::{host, net};
+use crate::open::{host, net, netns_of};
 use crate::queue::{self, Gauge, WhenFull};
 use crate::recorder::{self, Recorder};
 use crate::render::text::grouped;
@@ -809,7 +809,7 @@ fn dry_run(config: &Config, host: &Netns, say: Say) -> Result<()> {
     }
     for target in &config.targets {
         let (name, mode) = (target.to_string(), config.mode);
-        let says = match keeper::open(target) {
+        let says = match netns_of(target) {
             Some(netns) => would(host, Ok(netns), &name, mode),
             None => "wait until it is there".into(),
         };

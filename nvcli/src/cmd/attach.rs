@@ -7,6 +7,7 @@ use nvnet::{Attachment, AttachmentId, CheckedPlan, Netns, Orphan, Plan, Session}
 use serde::Serialize;
 
 use crate::args::{Attach, ListOutput};
+use crate::cmd::detach::still_there;
 use crate::cmd::list;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
@@ -49,12 +50,8 @@ pub(crate) fn run(args: &Attach, say: Say) -> Result<()> {
         attached.len(),
         if attached.len() == 1 { "" } else { "s" }
     ));
-    list::print(&attached, args.output, args.no_header).map_err(|error| {
-        error.left(attached.iter().map(|attachment| {
-            let (name, interface) = (&attachment.workload.name, &attachment.interface);
-            format!("{interface} of {name} is attached (id {})", attachment.id)
-        }))
-    })
+    list::print(&attached, args.output, args.no_header)
+        .map_err(|error| error.left(attached.iter().map(still_there)))
 }
 
 fn plan(
@@ -135,11 +132,7 @@ fn take_back(session: &mut Session, attached: &[Attachment], error: CliError) ->
     let mut left = Vec::new();
     for (attachment, outcome) in attached.iter().zip(outcomes) {
         if let Err(source) = outcome {
-            let (name, interface) = (&attachment.workload.name, &attachment.interface);
-            left.push(format!(
-                "{interface} of {name} is attached (id {}): {source}",
-                attachment.id
-            ));
+            left.push(format!("{}: {source}", still_there(attachment)));
         }
     }
     let undone = attached.len() - left.len();

@@ -13,7 +13,7 @@ use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::expression;
 use crate::names::Current;
-use crate::open::{host, net};
+use crate::open::{attached, host, net};
 use crate::render::text::grouped;
 use crate::signals::Interrupt;
 
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Capture, say: Say) -> Result<()> {
         .transpose()?;
     let interrupt = Interrupt::listen()?;
     let mut holders = Holders::follow(host()?)?;
-    let mut attached = holders.list()?;
+    let mut attached = attached(&holders.host)?;
     Current::default().apply(&mut attached);
     let chosen = chosen(&args.targets, &attached, say)?;
     let config = RingConfig {
@@ -106,10 +106,6 @@ impl Holders {
         })
     }
 
-    fn list(&self) -> Result<Vec<nvnet::Attachment>> {
-        nvnet::list(&self.host).map_err(|error| net("cannot read what is attached", &error))
-    }
-
     /// Tells `files` who has them now.
     ///
     /// Whoever has got a mark did so before its first frame came: asked before a block is written, no frame is taken for another's.
@@ -124,13 +120,10 @@ impl Holders {
         if !may_differ {
             return Ok(());
         }
-        match self.list() {
+        match attached(&self.host) {
             Ok(attached) => {
                 self.failed = false;
-                for gone in files.follow(&attached, wall_clock()) {
-                    let gone = escape::text(&gone);
-                    say.warn(format_args!("{gone} is not attached any more"));
-                }
+                files.follow(&attached, wall_clock(), say);
             }
             // Links may come and go faster than they can be listed: a capture goes on.
             Err(error) if !self.failed => {

@@ -13,7 +13,7 @@ use crate::container::Engine;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::names::{Current, is_called};
-use crate::open::{host, net};
+use crate::open::{host, net, netns_of};
 use crate::signals::uninterrupted;
 use crate::target::Target;
 
@@ -85,9 +85,8 @@ pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
                 }
                 Err(error) => {
                     let (name, interface) = (&attachment.workload.name, &attachment.interface);
-                    let told = net(format!("cannot detach {interface} of {name}"), &error).left([
-                        format!("{interface} of {name} is attached (id {})", attachment.id),
-                    ]);
+                    let told = net(format!("cannot detach {interface} of {name}"), &error)
+                        .left([still_there(attachment)]);
                     if let Some(earlier) = failed.replace(told) {
                         earlier.report();
                     }
@@ -116,6 +115,12 @@ pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
     failed.map_or(Ok(()), Err)
 }
 
+/// Says of what is attached that it is.
+pub(crate) fn still_there(attachment: &Attachment) -> String {
+    let (name, interface) = (&attachment.workload.name, &attachment.interface);
+    format!("{interface} of {name} is attached (id {})", attachment.id)
+}
+
 /// The namespaces that an agent which runs would attach by itself, by inode.
 fn kept_by_agent(host: &Netns) -> BTreeSet<u64> {
     let answer = client::ask(host, "/v1/containers", client::HASTE).map(client::Answer::all);
@@ -140,17 +145,6 @@ fn kept_by_agent(host: &Netns) -> BTreeSet<u64> {
     };
     let ids = lines.iter().filter_map(netns).map(|netns| netns.id().ino);
     ids.collect()
-}
-
-/// What a target that is no container leads to.
-fn netns_of(target: &Target) -> Option<Netns> {
-    let netns = match target {
-        Target::Pid(pid) => Netns::of_pid(*pid),
-        Target::NetnsName(name) => Netns::named(name),
-        Target::NetnsPath(path) => Netns::at_path(path),
-        Target::Container(_) => return None,
-    };
-    netns.ok()
 }
 
 /// Whether the attachment is one of `target`, by what the kernel knows alone.

@@ -14,7 +14,7 @@ use crate::cmd::flows::wall_clock;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::names::Current;
-use crate::open::{host, net};
+use crate::open::{attached, host};
 use crate::recorder::{self, Request};
 use crate::render::text::grouped;
 use crate::target::Target;
@@ -47,10 +47,9 @@ pub(crate) fn run(args: &Dump, say: Say) -> Result<()> {
         return Err(not_for_the_terminal());
     }
     let host = host()?;
-    let mut attached =
-        nvnet::list(&host).map_err(|error| net("cannot read what is attached", &error))?;
-    Current::default().apply(&mut attached);
-    let chosen = chosen(&args.targets, &attached, say)?;
+    let mut listed = attached(&host)?;
+    Current::default().apply(&mut listed);
+    let chosen = chosen(&args.targets, &listed, say)?;
     let request = Request::new(
         host.id(),
         chosen.iter().map(|attachment| attachment.id.number()),
@@ -61,13 +60,7 @@ pub(crate) fn run(args: &Dump, say: Say) -> Result<()> {
     let mut files = Files::create(&args.write, &chosen, None, Rotation::default())?;
     files.leave_out_older();
     // While it was asked others may have got the marks.
-    let now = nvnet::list(&host).map_err(|error| net("cannot read what is attached", &error))?;
-    for gone in files.follow(&now, wall_clock()) {
-        say.warn(format_args!(
-            "{} is not attached any more",
-            escape::text(&gone)
-        ));
-    }
+    files.follow(&attached(&host)?, wall_clock(), say);
     let mut capture = CaptureFile::new(answer.frames);
     let mut octets = Vec::new();
     let read = loop {

@@ -65,22 +65,18 @@ pub(crate) fn run(args: &Flows, say: Say) -> Result<()> {
         Frames::Files(filter.map(OfFiles::new).transpose()?)
     };
     let exports = exports(args)?;
-    let of_sums = matches!(
-        args.sort,
-        None | Some(SortKey::Octets | SortKey::Packets | SortKey::Start)
-    );
-    if !args.grouping.group_by.is_empty() && !of_sums {
-        return Err(CliError::usage(
-            "this --sort is of single connections; with --group-by: octets, packets or start",
-        ));
-    }
-    if !args.grouping.group_by.is_empty()
-        && args.sort == Some(SortKey::Start)
-        && !args.grouping.has_windows()
-    {
-        return Err(CliError::usage(
-            "sums have no start of their own, but with --window",
-        ));
+    if !args.grouping.group_by.is_empty() {
+        let why = match args.sort {
+            None | Some(SortKey::Octets | SortKey::Packets) => None,
+            Some(SortKey::Start) if args.grouping.window.is_some() => None,
+            Some(SortKey::Start) => Some("sums have no start of their own, but with --window"),
+            Some(_) => Some(
+                "this --sort is of single connections; with --group-by: octets, packets or start",
+            ),
+        };
+        if let Some(why) = why {
+            return Err(CliError::usage(why));
+        }
     }
     without_effect(args)?;
     let interrupt = Interrupt::listen()?;
@@ -429,9 +425,15 @@ fn files(
     if !say.is_quiet() {
         out.progress = Progress::start(length(&args.read));
     }
-    let mut totals = SourceStats::default();
-    let mut lost_before = 0;
-    let mut before = 0;
+    let mut run = Reading {
+        meters: &mut meters,
+        out: &mut out,
+        filter: filter.as_mut(),
+        interrupt,
+        before: 0,
+        totals: SourceStats::default(),
+        lost_before: 0,
+    };
     let mut failed: Option<CliError> = None;
     for file in &args.read {
         let shown = if is_stdin(file) {
@@ -439,21 +441,12 @@ fn files(
         } else {
             file.display().to_string()
         };
-        let mut run = Reading {
-            meters: &mut meters,
-            out: &mut out,
-            filter: filter.as_mut(),
-            before,
-            interrupt,
-            totals: &mut totals,
-            lost_before: &mut lost_before,
-        };
         let read = match Input::open(file, interrupt) {
             Ok(Input::File(capture)) => run.read(capture),
             Ok(Input::Pipe(capture)) => run.read(capture),
             Err(error) => Err(Stop::Source(error)),
         };
-        before += length(std::slice::from_ref(file)).unwrap_or(0);
+        run.before += length(std::slice::from_ref(file)).unwrap_or(0);
         match read {
             Ok(ControlFlow::Continue(())) => {}
             Ok(ControlFlow::Break(())) => break,
@@ -462,7 +455,7 @@ fn files(
                 return Err(error.because(format!("so {shown} is not read")));
             }
             Err(Stop::Source(error)) => {
-                out.progress = None;
+                run.out.progress = None;
                 let error = unreadable(&shown, &error);
                 if let Some(earlier) = failed.replace(error) {
                     earlier.report();
@@ -470,6 +463,11 @@ fn files(
             }
         }
     }
+    let Reading {
+        totals,
+        lost_before,
+        ..
+    } = run;
     let wanted = !out.is_full();
     let stats = meters
         .finish(&mut out, wanted)
@@ -542,12 +540,12 @@ struct Reading<'r, 'o> {
     meters: &'r mut Meters,
     out: &'r mut Output<'o>,
     filter: Option<&'r mut OfFiles>,
+    interrupt: &'r Interrupt,
     /// Octets of those that were read before.
     before: u64,
-    interrupt: &'r Interrupt,
-    totals: &'r mut SourceStats,
+    totals: SourceStats,
     /// Frames that captures say were lost before they were written.
-    lost_before: &'r mut u64,
+    lost_before: u64,
 }
 
 impl Reading<'_, '_> {
@@ -589,7 +587,7 @@ impl Reading<'_, '_> {
             self.totals.wire_octets += stats.wire_octets;
             self.totals.truncated += stats.truncated;
         }
-        *self.lost_before += capture
+        self.lost_before += capture
             .interfaces()
             .iter()
             .map(|interface| interface.dropped)

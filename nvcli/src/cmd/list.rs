@@ -12,7 +12,7 @@ use crate::args::{List, ListOutput};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::names::Current;
-use crate::open::{host, net};
+use crate::open::{attached, host};
 use crate::render::table::{Column, Fit, table, terminal_width};
 
 /// An attachment as programs read it.
@@ -113,8 +113,7 @@ pub(crate) fn run(args: &List, say: Say) -> Result<()> {
         }
         return told(&lines, args).map_err(|source| CliError::output(&source));
     }
-    let mut attached =
-        nvnet::list(&host).map_err(|error| net("cannot read what is attached", &error))?;
+    let mut attached = attached(&host)?;
     Current::default().apply(&mut attached);
     if attached.is_empty() && args.output == ListOutput::Table {
         say.note("nothing is attached; try: nvcli attach CONTAINER");
