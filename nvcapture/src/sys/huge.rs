@@ -88,7 +88,7 @@ impl<T: Copy> HugeVec<T> {
 
     fn layout(capacity: usize) -> Option<Layout> {
         let layout = Layout::array::<T>(capacity).ok()?;
-        if layout.size() < HUGE {
+        if layout.size() < HUGE / 2 {
             return Some(layout);
         }
         let size = layout.size().checked_next_multiple_of(HUGE)?;
