@@ -102,7 +102,7 @@ mod wait {
     pub(super) const NOTHING: u32 = 0;
     /// For the acknowledgment of the octet before the number.
     pub(super) const ACKNOWLEDGMENT: u32 = 1 << 24;
-    /// For the octets from the number on, which were overtaken or lost.
+    /// For the octets from the one before the number on, which were overtaken or lost; over when they are acknowledged.
     pub(super) const GAP: u32 = 2 << 24;
     /// The bits of the above.
     pub(super) const ALL: u32 = 3 << 24;
@@ -243,7 +243,7 @@ impl TcpBlock {
         let skipped = distance(segment.sequence, expected);
         if distance(end, expected) > 0 {
             if skipped > 0 {
-                self.number[side] = expected;
+                self.number[side] = expected.wrapping_add(1);
                 self.since[side] = time;
                 self.wait_for(side, wait::GAP);
             } else {
@@ -260,12 +260,12 @@ impl TcpBlock {
         {
             return;
         }
-        let fills =
-            self.waits_for(side) == wait::GAP && distance(segment.sequence, self.number[side]) >= 0;
+        let missing = self.number[side].wrapping_sub(1);
+        let fills = self.waits_for(side) == wait::GAP && distance(segment.sequence, missing) >= 0;
         if fills && time.wrapping_sub(self.since[side]) < REORDERING {
             self.happens(events, slot, OUT_OF_ORDER, side);
-            if segment.sequence == self.number[side] {
-                self.number[side] = end;
+            if segment.sequence == missing {
+                self.number[side] = end.wrapping_add(1);
             }
         } else {
             self.happens(events, slot, RETRANSMITTED, side);
@@ -283,14 +283,15 @@ impl TcpBlock {
         is_smoothed: bool,
     ) -> Option<u32> {
         let word = self.word[other];
-        let comes = (word & wait::ALL == wait::ACKNOWLEDGMENT)
-            & (distance(acknowledgment, self.number[other]) >= 0);
+        // A gap that is acknowledged was filled, whoever saw it: what comes next may be timed again.
+        let is_over = (word & wait::ALL != 0) & (distance(acknowledgment, self.number[other]) >= 0);
+        let comes = is_over & (word & wait::ACKNOWLEDGMENT != 0);
         let sample = time.wrapping_sub(self.since[other]);
         // Frames may be a little out of order: a time below zero is none.
         let counts = comes & (sample < 1 << 31);
         let before = word & MOST;
         let time = pick(counts & is_smoothed, smoothed(before, sample), before);
-        let waits = pick(comes, wait::NOTHING, word & wait::ALL);
+        let waits = pick(is_over, wait::NOTHING, word & wait::ALL);
         self.word[other] = (word & wait::EVENTS) | waits | time;
         (counts & !is_smoothed).then_some(sample)
     }

@@ -323,6 +323,43 @@ fn what_goes_wrong_in_tcp_is_counted() {
 }
 
 #[test]
+fn a_gap_does_not_end_the_measuring_of_round_trips() {
+    let ends = ends(CLIENT);
+    let (c, s) = (108_u32, 1_010_u32);
+    let answered = |filled: Option<u64>| {
+        let mut frames = http(1_000, ends, (7, 9));
+        frames.truncate(7);
+        let more = |at, offset| tcp(at, back(ends), ACK, (s + offset, c), 100);
+        frames.push(more(2_000, 100));
+        frames.extend(filled.map(|after| more(2_000 + after, 0)));
+        frames.push(tcp(2_050, ends, ACK, (c, s + 200), 0));
+        let before = meter(MeterConfig::default(), &frames);
+        // From here on each acknowledgment takes 40 ms.
+        for turn in 0..50 {
+            let (at, offset) = (3_000 + 100 * u64::from(turn), 200 + 100 * turn);
+            frames.push(more(at, offset));
+            frames.push(tcp(at + 40, ends, ACK, (c, s + offset + 100), 0));
+        }
+        let after = meter(MeterConfig::default(), &frames);
+        [before, after].map(|records| records[0].tcp.expect("TCP").reverse)
+    };
+    // Overtaken, sent again, and lost on the way to us alone.
+    for (filled, counts) in [(Some(1), (1, 0)), (Some(20), (0, 1)), (None, (0, 0))] {
+        let [before, after] = answered(filled);
+        assert_eq!(
+            (after.out_of_order_segments, after.retransmitted_segments),
+            counts
+        );
+        let rtt = after.smoothed_rtt_micros.expect("measured");
+        assert!(
+            (39_000..=40_000).contains(&rtt),
+            "{filled:?}: {rtt}, {:?} before",
+            before.smoothed_rtt_micros
+        );
+    }
+}
+
+#[test]
 fn connections_expire_by_their_own_timeout() {
     let cases: [(Made, u64); 5] = [
         (tcp(0, ends(1), SYN, (1, 0), 0), 30),
