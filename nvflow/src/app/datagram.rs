@@ -23,9 +23,6 @@ pub(super) enum Told {
 
 /// Says what a datagram is, of which `octets` were kept; `asked` is the id of a DNS query that was seen and not answered.
 pub(super) fn judge(octets: &[u8], ends: Ends, asked: Option<u16>) -> Told {
-    if is_ntp(octets) {
-        return Told::Application(Application::of(Protocol::Ntp));
-    }
     if is_dhcp(octets) {
         return Told::Application(Application::of(Protocol::Dhcp));
     }
@@ -45,6 +42,10 @@ pub(super) fn judge(octets: &[u8], ends: Ends, asked: Option<u16>) -> Told {
     let is_mdns = dialect == Some(Protocol::Mdns);
     if let Some(message) = dns::message(octets, is_mdns, asked) {
         return Told::Dns(dialect.unwrap_or(Protocol::Dns), message);
+    }
+    // Behind DNS: one in fifty of its queries of 48 octets and more would do. Clocks that say how precise they are have bits that DNS has not.
+    if is_ntp(octets) {
+        return Told::Application(Application::of(Protocol::Ntp));
     }
     // The form bit and the fixed bit; Google's own before there was a standard had other ones.
     let first = octets.first().copied().unwrap_or_default();

@@ -274,6 +274,8 @@ impl Identifier {
         let told = datagram::judge(payload, ends(&step.key), asked.map(|asked| asked.id));
         match told {
             datagram::Told::Nothing => {}
+            // The first one counts, and more is to be learnt of it.
+            datagram::Told::Application(_) if self.learner.follows(slot) => {}
             datagram::Told::Application(application) => {
                 entry.settle(0);
                 entry.settle(1);
@@ -552,8 +554,13 @@ impl Identifier {
         self.decide(entry, slot, side, verdict, Moment::default());
     }
 
-    /// No more comes of a connection, or no more is looked at.
+    /// A record of a connection is to be made: says what can be said by what came, and looks at no more.
+    ///
+    /// One over UDP that speaks DNS keeps nothing back, and is looked at as long as it goes on.
     pub(crate) fn conclude(&mut self, entry: &mut Entry, slot: u32) {
+        if !entry.is_tcp() && self.learner.follows(slot) {
+            return;
+        }
         for side in [0, 1] {
             if !entry.is_settled(side) {
                 self.conclude_side(entry, slot, side);

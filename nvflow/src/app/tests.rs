@@ -7,6 +7,7 @@ use std::time::Duration;
 use nvcapture::{Frame, FrameMeta, Timestamp};
 use proptest::prelude::*;
 
+use super::datagram::{self, Ends, Told};
 use super::pieces::LIMIT;
 use super::{Verdict, stream};
 use crate::{
@@ -752,6 +753,29 @@ fn names_are_learnt_from_responses_to_what_was_asked() {
         talk.says(CLIENT, &query(id, 28)).says(SERVER, &v6(id));
     }
     assert_eq!(learnt(&talk).len(), 3 + 20);
+    // Longer than a record lasts, and behind what is none of DNS's.
+    talk.says(SERVER, &ntp(4, 2));
+    for id in 40..43 {
+        talk.micros += 1_900_000_000;
+        for id in [id, id + 10] {
+            talk.says(CLIENT, &query(id, 28)).says(SERVER, &v6(id));
+        }
+    }
+    let mut lasting = Meter::new(MeterConfig {
+        timeouts: Timeouts {
+            udp: Duration::from_secs(10_000),
+            active: Duration::from_secs(1_800),
+            ..Timeouts::default()
+        },
+        ..learning(100)
+    })
+    .unwrap();
+    let mut records: Vec<FlowRecord> = Vec::new();
+    let Ok(_) = lasting.observe(talk.frames.iter().map(lent), &mut records);
+    assert_eq!(lasting.resolved_names().count(), 3 + 20 + 6);
+    assert_eq!(lasting.stats().opened, 1);
+    assert_eq!(lasting.stats().records, 3);
+    talk.frames.truncate(5 + 2 * 20);
     // The record is the one of somebody who does not learn.
     let without = talk.metered();
     let (with, stats) = meter(&talk.frames, learning(100));
@@ -785,6 +809,41 @@ fn names_are_learnt_from_responses_to_what_was_asked() {
     let mut records: Vec<FlowRecord> = Vec::new();
     let Ok(_) = meter.observe(talk.frames.iter().map(lent), &mut records);
     assert_eq!(meter.resolved_names().count(), 0);
+}
+
+/// A packet of NTP.
+fn ntp(mode: u8, stratum: u8) -> Vec<u8> {
+    let mut packet = vec![0x20 | mode, stratum, 6, 0xe9];
+    packet.extend([0, 0, 1, 2, 0, 0, 3, 4]);
+    packet.extend([1; 36]);
+    packet
+}
+
+#[test]
+fn whatever_its_id_a_query_is_one_of_dns() {
+    // 48, 52 and 60 octets.
+    for labels in [
+        &[&b"www"[..], b"googleapis", b"com", b"example", b"org"][..],
+        &[b"www", b"googleapis", b"com", b"example", b"off", b"org"],
+        &[
+            b"redis", b"default", b"svc", b"cluster", b"local", b"of", b"a", b"group",
+        ],
+    ] {
+        let asked = question(labels, 1);
+        for id in (0..=u16::MAX).step_by(if cfg!(miri) { 4_097 } else { 1 }) {
+            let query = dns_message(id, 0x0100, [1, 0, 0, 0], &[&asked]);
+            assert!(query.len() % 4 == 0 && query.len() >= 48, "{}", query.len());
+            let ends = Ends {
+                ports: [40_000, 53],
+                group: None,
+            };
+            let told = datagram::judge(&query, ends, None);
+            assert!(
+                matches!(told, Told::Dns(Protocol::Dns, _)),
+                "{id:#x}: {told:?}"
+            );
+        }
+    }
 }
 
 /// A query for www.example, and the response: 10.0.0.9, for 60 s.
@@ -1311,12 +1370,6 @@ fn other_protocols_are_told_by_how_they_begin_on_any_port() {
         talk.says(side, b"\x01").says(side, &octets);
         assert_eq!(talk.protocol(), Some(protocol));
     }
-    let ntp = |mode: u8, stratum: u8| {
-        let mut packet = vec![0x20 | mode, stratum, 6, 0xe9];
-        packet.extend([0, 0, 1, 2, 0, 0, 3, 4]);
-        packet.extend([1; 36]);
-        packet
-    };
     let mut dhcp = vec![1, 1, 6, 0];
     dhcp.resize(236, 0);
     dhcp.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 1, 255]);
