@@ -309,6 +309,55 @@ fn json_has_the_elements_names_in_their_order() {
     assert!(places.is_sorted(), "{line}");
 }
 
+#[test]
+fn two_tags_are_told_and_tell_customers_apart() {
+    let folder = Folder::new();
+    let frames: Vec<Vec<u8>> = [
+        &[(0x88a8, 100), (0x8100, 20)][..],
+        &[(0x88a8, 100), (0x8100, 30)],
+        &[(0x8100, 5 << 13)],
+    ]
+    .into_iter()
+    .map(|tags| {
+        let mut frame = datagram((CLIENT.0, 5_353), RESOLVER, b"question");
+        for (kind, tag) in tags.iter().rev() {
+            let (kind, tag): (u16, u16) = (*kind, *tag);
+            frame.splice(12..12, [kind.to_be_bytes(), tag.to_be_bytes()].concat());
+        }
+        frame
+    })
+    .collect();
+    let file = folder.file("qinq.pcapng", &capture(&frames));
+    let shown = |output| run(&["flows", "--read", text(&file), "--output", output]);
+    let json = shown("json");
+    let mut told: Vec<_> = lines_of(&json)
+        .iter()
+        .map(|record| ["vlanId", "dot1qCustomerVlanId"].map(|key| record[key].as_u64()))
+        .collect();
+    told.sort_unstable();
+    assert_eq!(
+        told,
+        [[None, None], [Some(100), Some(20)], [Some(100), Some(30)]]
+    );
+    let csv = shown("csv");
+    let mut reader = csv::Reader::from_reader(stdout(&csv).as_bytes());
+    let titles = reader.headers().unwrap().clone();
+    let at = titles
+        .iter()
+        .position(|title| title == "dot1qCustomerVlanId")
+        .unwrap();
+    let mut told: Vec<_> = reader
+        .records()
+        .map(|row| row.unwrap()[at].to_owned())
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told, ["", "20", "30"]);
+    let table = shown("table");
+    for vlans in ["100.20", "100.30"] {
+        assert!(stdout(&table).contains(vlans), "{}", stdout(&table));
+    }
+}
+
 /// Two datagrams on VLAN 42, each in VXLAN between the same two hosts, the second an answer.
 fn wrapped() -> Vec<Vec<u8>> {
     let inside = [

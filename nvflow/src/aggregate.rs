@@ -36,7 +36,7 @@ pub struct GroupBy {
     pub observation_point: bool,
     /// The interface observed.
     pub interface: bool,
-    /// The VLAN.
+    /// The VLAN of the outermost tag.
     pub vlan: bool,
     /// The application protocol.
     pub application: bool,
@@ -81,7 +81,7 @@ pub struct ConversationKey {
     pub observation_point: Option<u16>,
     /// The interface observed.
     pub interface: Option<Arc<str>>,
-    /// The VLAN.
+    /// The VLAN of the outermost tag.
     pub vlan: Option<u16>,
     /// The application protocol, as its octets tell.
     pub application: Option<&'static str>,
@@ -212,8 +212,8 @@ impl Default for Histogram {
 pub struct Conversation {
     /// Records added.
     pub records: u64,
-    /// Connections whose beginning is in one of the records: TCP with its SYN; of other protocols every record but the later ones of a
-    /// long connection.
+    /// Connections whose beginning is in one of the records: TCP with its SYN. Of other protocols no record tells, so they count with the last one
+    /// of each, when they are [`closed`](Self::closed).
     pub opened: u64,
     /// Connections that came to an end.
     pub closed: u64,
@@ -365,15 +365,31 @@ impl Aggregator {
         &self.rest
     }
 
-    /// Takes out the conversations of windows that end at or before `end`, oldest first.
+    /// Takes out the conversations of windows that end at or before `end`, oldest first; a window of all time does not end.
     pub fn take_until(&mut self, end: Timestamp) -> Vec<(ConversationKey, Conversation)> {
         let window = self.window;
-        let is_over = |key: &ConversationKey| {
+        self.take(|key| {
             window > 0 && key.window.as_nanos().saturating_add(window) <= end.as_nanos()
-        };
+        })
+    }
+
+    /// Takes out all conversations, oldest first, whether their windows have ended or not.
+    pub fn take_all(&mut self) -> Vec<(ConversationKey, Conversation)> {
+        self.take(|_| true)
+    }
+
+    /// Takes what had no room: [`rest`](Self::rest) begins anew.
+    pub fn take_rest(&mut self) -> Conversation {
+        std::mem::take(&mut self.rest)
+    }
+
+    fn take(
+        &mut self,
+        is_wanted: impl Fn(&ConversationKey) -> bool,
+    ) -> Vec<(ConversationKey, Conversation)> {
         let mut taken: Vec<_> = self
             .conversations
-            .extract_if(|key, _| is_over(key))
+            .extract_if(|key, _| is_wanted(key))
             .collect();
         taken.sort_by(|a, b| a.0.cmp(&b.0));
         taken

@@ -58,7 +58,7 @@ pub struct MeterConfig {
     pub observation: Observation,
     /// Whether packets in tunnels are metered by the innermost packet, or by the outermost. Default: the outermost.
     pub decapsulate: bool,
-    /// Whether equal addresses and ports on different VLANs are different connections. Default: yes.
+    /// Whether equal addresses and ports on different VLANs are different connections; of two tags (QinQ) both count. Default: yes.
     pub vlan_in_key: bool,
     /// Whether to keep what [`crate::TcpRecord`] holds beside the state: round trips, retransmissions and so on. Costs 24 octets of
     /// memory for each TCP connection that loses something, and time for each segment. Default: yes.

@@ -743,6 +743,7 @@ impl Entry {
             has_ports,
             icmp_type_code,
             vlan_id,
+            customer_vlan_id,
             observation_point,
             vantage,
             forward,
@@ -762,6 +763,7 @@ impl Entry {
         *has_ports = key.has_ports();
         *icmp_type_code = key.icmp_type_code();
         *vlan_id = key.vlan_id();
+        *customer_vlan_id = key.customer_vlan_id();
         *observation_point = key.observation_point();
         *vantage = match self.marks & (mark::INSIDE_LOW | mark::INSIDE_HIGH) {
             mark::INSIDE_LOW => Some(0),

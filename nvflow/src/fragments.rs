@@ -5,6 +5,7 @@ use std::time::Duration;
 use nvcapture::wire::Fragment;
 
 use crate::clock::Clock;
+use crate::key::flag;
 use crate::{Direction, FlowKey, KeyHasher};
 
 /// Where a packet may be remembered is told by its hash: in any place of one of so many sets.
@@ -51,9 +52,13 @@ impl Fragments {
         now: u64,
     ) -> Option<(FlowKey, Direction)> {
         let mut identity = key.without_ports();
+        if identity.is_ipv6() {
+            // Only the first fragment tells what is behind all extension headers: RFC 8200, section 4.5.
+            identity = identity.without_protocol();
+        }
         // Where the ports and ICMP's type are in a whole key.
         identity.rest[0] |= u64::from(fragment.identification) << 32;
-        identity.rest[1] |= (key.way(direction) as u64) << 36;
+        identity.rest[1] |= (key.way(direction) as u64) << flag::TYPE_CODE;
         let set = &mut self.sets[hasher.hash(&identity) as usize % SETS];
         let known = set
             .iter()

@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use nvcapture::VlanTag;
 use nvcapture::wire::{Headers, Ip, Plain, Transport, TunnelKind, protocol};
 
 use crate::Endpoint;
@@ -29,7 +30,7 @@ impl Direction {
     }
 }
 
-/// What all frames of a connection share, whichever way they go: the two ends in order, the protocol, the observation point, the VLAN, the
+/// What all frames of a connection share, whichever way they go: the two ends in order, the protocol, the observation point, the VLANs, the
 /// virtual network, and of ICMP the kind of query.
 ///
 /// IPv4 needs 3 words of it, IPv6 6; the first of the last two is never 0.
@@ -37,7 +38,8 @@ impl Direction {
 pub struct FlowKey {
     /// IPv4: both addresses in the first word, the others 0. IPv6: lower end, higher end.
     pub(crate) addresses: [u64; 4],
-    /// Ports, observation point, protocol and flags; then VLAN, virtual network and ICMP type and code.
+    /// Ports, observation point, protocol and flags; then from the lowest bit on VLAN (12 bits), virtual network (24), ICMP type and code
+    /// (16) and the customer's VLAN (12).
     pub(crate) rest: [u64; 2],
 }
 
@@ -48,6 +50,10 @@ pub(crate) mod flag {
     pub(crate) const ICMP: u64 = 1 << 3;
     pub(crate) const VLAN: u64 = 1 << 4;
     pub(crate) const NETWORK: u64 = 1 << 5;
+    /// Where the customer's VLAN is in the last word.
+    pub(crate) const CUSTOMER: u32 = 52;
+    /// Where ICMP's type and code are there.
+    pub(crate) const TYPE_CODE: u32 = 36;
     /// Always set, so that no key is all zeros.
     pub(crate) const PRESENT: u64 = 1 << 6;
     /// Where none of these is set, the last word is 0.
@@ -57,7 +63,8 @@ pub(crate) mod flag {
 impl FlowKey {
     /// The key of a frame with `headers`, and which way the frame goes.
     ///
-    /// `observation_point` is the id its marker address carries; `with_vlan` tells VLANs apart.
+    /// `observation_point` is the id its marker address carries; `with_vlan` tells VLANs apart, of two tags by both. A tag of VLAN 0 says a
+    /// priority and no VLAN (IEEE 802.1Q, clause 6.9).
     #[inline(always)]
     pub fn of(
         headers: &Headers<'_>,
@@ -92,15 +99,17 @@ impl FlowKey {
                     ports = joined(identifier, identifier);
                 }
                 flags |= flag::ICMP;
-                extra |= u64::from(u16::from_be_bytes([icmp_type, icmp.code])) << 36;
+                extra |= u64::from(u16::from_be_bytes([icmp_type, icmp.code])) << flag::TYPE_CODE;
             }
             Transport::Other => {}
         }
-        if let Some(tag) = headers.vlan
-            && with_vlan
-        {
-            flags |= flag::VLAN;
-            extra |= u64::from(tag.vlan_id());
+        if with_vlan {
+            let id = |tag: Option<VlanTag>| tag.map_or(0, |tag| u64::from(tag.vlan_id()));
+            let vlans = id(headers.vlan) | id(headers.inner_vlan) << flag::CUSTOMER;
+            if vlans != 0 {
+                flags |= flag::VLAN;
+                extra |= vlans;
+            }
         }
         if let Some(tunnel) = headers.tunnel
             && let Some(id) = tunnel.id
@@ -191,7 +200,14 @@ impl FlowKey {
     #[inline]
     pub(crate) const fn without_ports(mut self) -> Self {
         self.rest[0] &= 0x0000_0000_ffff_ffff & !(flag::PORTS | flag::ICMP);
-        self.rest[1] &= (1 << 36) - 1;
+        self.rest[1] &= !(0xffff << flag::TYPE_CODE);
+        self
+    }
+
+    /// The same for whatever protocol above IP.
+    #[inline]
+    pub(crate) const fn without_protocol(mut self) -> Self {
+        self.rest[0] &= !0xff00;
         self
     }
 
@@ -245,15 +261,28 @@ impl FlowKey {
             .then_some((self.rest[0] >> 16) as u16)
     }
 
-    /// The VLAN, when the key tells VLANs apart.
+    /// The VLAN of the outermost tag, when the key tells VLANs apart.
     pub fn vlan_id(&self) -> Option<u16> {
-        self.has(flag::VLAN)
-            .then_some((self.rest[1] & 0x0fff) as u16)
+        Self::vlan(self.rest[1])
+    }
+
+    /// The VLAN of the second tag (IEEE 802.1ad's customer), when the key tells VLANs apart.
+    pub fn customer_vlan_id(&self) -> Option<u16> {
+        Self::vlan(self.rest[1] >> flag::CUSTOMER)
+    }
+
+    /// The VLAN in the lowest bits of `word`; none is 0.
+    const fn vlan(word: u64) -> Option<u16> {
+        match (word & 0x0fff) as u16 {
+            0 => None,
+            id => Some(id),
+        }
     }
 
     /// ICMP type and code of the query, type times 256 and code.
     pub fn icmp_type_code(&self) -> Option<u16> {
-        self.has(flag::ICMP).then_some((self.rest[1] >> 36) as u16)
+        self.has(flag::ICMP)
+            .then_some((self.rest[1] >> flag::TYPE_CODE) as u16)
     }
 
     /// The two ends, the lower first. Ports are 0 where there are none.

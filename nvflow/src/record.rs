@@ -160,8 +160,10 @@ pub struct FlowRecord {
     pub has_ports: bool,
     /// ICMP type and code, type times 256 and code; of a query and its replies that of the query.
     pub icmp_type_code: Option<u16>,
-    /// The outermost VLAN.
+    /// The VLAN of the outermost tag; none of a tag that says a priority alone (VLAN 0), nor where VLANs are not told apart.
     pub vlan_id: Option<u16>,
+    /// The VLAN of the second tag, which IEEE 802.1ad calls the customer's.
+    pub customer_vlan_id: Option<u16>,
     /// The observation point: the id that frames carry in their marker address.
     pub observation_point: Option<u16>,
     /// Which way the connection was opened, seen from the observation point.
@@ -198,6 +200,7 @@ impl Default for FlowRecord {
             has_ports: false,
             icmp_type_code: None,
             vlan_id: None,
+            customer_vlan_id: None,
             observation_point: None,
             vantage: None,
             forward: Side::default(),
@@ -292,6 +295,7 @@ fields! {
     IcmpTypeCodeIpv4 = "icmpTypeCodeIPv4", Some(32);
     IcmpTypeCodeIpv6 = "icmpTypeCodeIPv6", Some(139);
     Vlan = "vlanId", Some(58);
+    CustomerVlan = "dot1qCustomerVlanId", Some(245);
     ObservationPoint = "observationPointId", Some(138);
     Packets = "packetDeltaCount", Some(2);
     ReversePackets = "reversePacketDeltaCount", Some(2);
@@ -420,6 +424,7 @@ impl FlowRecord {
             Field::IcmpTypeCodeIpv4 => icmp(protocol::ICMP),
             Field::IcmpTypeCodeIpv6 => icmp(protocol::ICMPV6),
             Field::Vlan => self.vlan_id.map(|id| Value::Unsigned(id.into())),
+            Field::CustomerVlan => self.customer_vlan_id.map(|id| Value::Unsigned(id.into())),
             Field::ObservationPoint => self.observation_point.map(|id| Value::Unsigned(id.into())),
             Field::Packets => number(self.forward.packets),
             Field::ReversePackets => number(self.reverse.packets),

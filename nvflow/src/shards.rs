@@ -14,9 +14,10 @@ use crate::{FlowKey, Identify, KeyHasher, MeterConfig};
 /// It reads what a [`Meter`](crate::Meter) under the same configuration reads (tunnels, VLANs, observation points), so that all meters
 /// together make the records that one of them would make of all frames. For that they need the same time: what one of them is not shown
 /// may be what tells it that a connection has been idle. Call [`Meter::expire`](crate::Meter::expire) on each with the time of the
-/// first frame before any other, and from time to time, and at the end, with that of the latest. Three differences remain: a table that
+/// first frame before any other, and from time to time, and at the end, with that of the latest. Four differences remain: a table that
 /// is full gives up connections by what it holds itself, packets of more fragmented datagrams at once than a meter remembers are
-/// remembered by each, and frames that are out of order by chance at the end of a timeout may fall on the other side of it.
+/// remembered by each, frames that are out of order by chance at the end of a timeout may fall on the other side of it, and several meters
+/// learn no [names](Identify::names): who asks for one and who connects to it are not the same one's.
 ///
 /// Rings that the kernel splits frames among (a fanout group) need none of this, as long as the kernel's rule keeps a
 /// connection, and its fragments, together: by the pair of addresses, say.

@@ -25,7 +25,7 @@ pub enum TcpState {
     Closing,
     /// The responder, then the initiator said FIN; the last acknowledgment is missing.
     LastAck,
-    /// Both said FIN, the initiator first, and both were acknowledged.
+    /// Both said FIN, the initiator first, whose FIN was acknowledged.
     TimeWait,
     /// All over: by RST, or by FIN of the responder, then of the initiator.
     Closed,

@@ -774,6 +774,49 @@ fn later_fragments_belong_to_the_first_one() {
     balanced(&meter, &records);
 }
 
+/// What is behind a fragment header of IPv6 differs between fragments: the first one's extension headers are in the first one alone.
+#[test]
+fn later_fragments_over_ipv6_are_known_whatever_their_next_header() {
+    let (a, b) = (v6(9, CLIENT), v6(1, 53));
+    // Behind the fragment header: an authentication header of 12 octets, then UDP.
+    let fragment = |mut made: Made, next: u8, offset: u16, id: u8, authenticated: bool| {
+        let mut headers = vec![next, 0];
+        headers.extend((offset | u16::from(offset == 0)).to_be_bytes());
+        headers.extend([0, 0, 0, id]);
+        if authenticated {
+            headers.extend([17, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]);
+        }
+        made.octets[20] = 44;
+        made.octets.splice(54..54, headers);
+        let length = (made.octets.len() - 54) as u16;
+        made.octets[18..20].copy_from_slice(&length.to_be_bytes());
+        made
+    };
+    let later = |id| fragment(ip(1, a.0, b.0, 51, &[0; 100]), 51, 1_488, id, false);
+    let frames = [
+        fragment(udp(0, a, b, 1_468), 51, 0, 42, true),
+        later(42),
+        later(43),
+    ];
+    let mut meter = Meter::new(MeterConfig::default()).expect("memory");
+    let mut records = Vec::new();
+    observe(&mut meter, &mut records, &frames);
+    let stats = meter.stats();
+    assert_eq!(
+        (stats.fragments, stats.fragments_without_first),
+        (1, 1),
+        "{stats:?}"
+    );
+    let Ok(_) = meter.finish(&mut records);
+    records.sort_by_key(|record| record.source.port);
+    let told: Vec<_> = records
+        .iter()
+        .map(|record| (record.protocol_identifier, record.forward.packets))
+        .collect();
+    assert_eq!(told, [(51, 1), (17, 2)]);
+    balanced(&meter, &records);
+}
+
 #[test]
 fn fragments_of_a_hundred_packets_may_be_mixed() {
     let ends = |port| (v4(9, port), v4(1, 53));
@@ -834,6 +877,68 @@ fn what_was_idle_for_too_long_at_the_end_ended_by_that() {
             (other.0.0, Some(FlowEndReason::ForcedEnd)),
         ]
     );
+}
+
+#[test]
+fn of_two_tags_both_tell_connections_apart_and_a_priority_is_no_vlan() {
+    let tagged = |tags: &[(u8, u16)], from_client: bool| {
+        let ends = ends(CLIENT);
+        let mut made = udp(0, ends.0, ends.1, 10);
+        if !from_client {
+            made = udp(1, ends.1, ends.0, 10);
+        }
+        for &(first, tag) in tags.iter().rev() {
+            let [high, low] = tag.to_be_bytes();
+            made.octets.splice(
+                12..12,
+                [first, if first == 0x88 { 0xa8 } else { 0 }, high, low],
+            );
+        }
+        made
+    };
+    const SERVICE: u8 = 0x88;
+    const CUSTOMER: u8 = 0x81;
+    // What goes and what comes back, by connection.
+    let both: [[&[(u8, u16)]; 2]; 5] = [
+        [&[], &[(CUSTOMER, 5 << 13)]],
+        [&[(SERVICE, 100)], &[(SERVICE, 100), (CUSTOMER, 3 << 13)]],
+        [&[(SERVICE, 100), (CUSTOMER, 10)]; 2],
+        [
+            &[(SERVICE, 100), (CUSTOMER, 4_094)],
+            &[(SERVICE, 100), (CUSTOMER, 2 << 13 | 4_094)],
+        ],
+        [&[(SERVICE, 0), (CUSTOMER, 10)]; 2],
+    ];
+    let made: Vec<Made> = both
+        .iter()
+        .flat_map(|[there, back]| [tagged(there, true), tagged(back, false)])
+        .collect();
+    let told = |vlan_in_key| {
+        let config = MeterConfig {
+            vlan_in_key,
+            ..MeterConfig::default()
+        };
+        let mut told: Vec<_> = meter(config, &made)
+            .iter()
+            .map(|record| {
+                let packets = (record.forward.packets, record.reverse.packets);
+                (record.vlan_id, record.customer_vlan_id, packets)
+            })
+            .collect();
+        told.sort_unstable();
+        told
+    };
+    assert_eq!(
+        told(true),
+        [
+            (None, None, (1, 1)),
+            (None, Some(10), (1, 1)),
+            (Some(100), None, (1, 1)),
+            (Some(100), Some(10), (1, 1)),
+            (Some(100), Some(4_094), (1, 1)),
+        ]
+    );
+    assert_eq!(told(false), [(None, None, (5, 5))]);
 }
 
 /// Each in its turn in the place of another one, in a table that has no more room.
@@ -1060,6 +1165,13 @@ fn conversations_add_up_and_merge() {
             .iter()
             .all(|(key, _)| key.window == Timestamp::from_nanos(10_000_000_000))
     );
+    let later = whole.take_all();
+    assert_eq!(taken.len() + later.len(), all.len());
+    assert!(later.is_sorted_by_key(|(key, _)| key) && whole.iter().count() == 0);
+
+    let rest = small.rest().clone();
+    assert_eq!(small.take_rest(), rest);
+    assert_eq!(small.rest().records, 0);
 }
 
 #[test]

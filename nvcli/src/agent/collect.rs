@@ -370,6 +370,7 @@ mod tests {
             has_ports: true,
             icmp_type_code: None,
             vlan_id: None,
+            customer_vlan_id: None,
             observation_point: Some(point),
             vantage: Some(vantage),
             forward: side(packets[0]),

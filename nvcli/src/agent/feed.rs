@@ -194,7 +194,8 @@ struct Identity {
     ends: [Endpoint; 2],
     protocol: u8,
     icmp: Option<u16>,
-    vlan: Option<u16>,
+    vlans: [Option<u16>; 2],
+    network: Option<u32>,
     observation_point: Option<u16>,
 }
 
@@ -207,7 +208,8 @@ impl Identity {
             ends,
             protocol: record.protocol_identifier,
             icmp: record.icmp_type_code,
-            vlan: record.vlan_id,
+            vlans: [record.vlan_id, record.customer_vlan_id],
+            network: record.tunnel.and_then(|tunnel| tunnel.id),
             observation_point: record.observation_point,
         }
     }

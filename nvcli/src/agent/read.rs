@@ -178,6 +178,7 @@ fn put<'v>(
             record.icmp_type_code = Some(number(value)?);
         }
         Field::Vlan => record.vlan_id = Some(number(value)?),
+        Field::CustomerVlan => record.customer_vlan_id = Some(number(value)?),
         Field::ObservationPoint => record.observation_point = Some(number(value)?),
         Field::Packets => record.forward.packets = number(value)?,
         Field::ReversePackets => record.reverse.packets = number(value)?,

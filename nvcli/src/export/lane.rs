@@ -488,6 +488,7 @@ pub(super) mod tests {
             has_ports: true,
             icmp_type_code: None,
             vlan_id: None,
+            customer_vlan_id: None,
             observation_point: None,
             vantage: None,
             forward: Side {

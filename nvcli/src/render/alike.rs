@@ -312,8 +312,8 @@ struct Single {
     rest: Rest,
 }
 
-/// What it is told apart by beside its ends: protocol, ICMP's type and code, VLAN, observation point.
-type Kind = (u8, [Option<u16>; 3]);
+/// What it is told apart by beside its ends: protocol, ICMP's type and code, both VLANs, observation point.
+type Kind = (u8, [Option<u16>; 4]);
 
 impl Single {
     /// The most octets that are [told](Self::amounts) of one.
@@ -324,6 +324,7 @@ impl Single {
         let numbers = [
             record.icmp_type_code,
             record.vlan_id,
+            record.customer_vlan_id,
             record.observation_point,
         ];
         (record.protocol_identifier, numbers)
@@ -366,6 +367,7 @@ impl Repeats for Single {
             has_ports: _,
             icmp_type_code: _,
             vlan_id: _,
+            customer_vlan_id: _,
             observation_point: _,
             vantage: _,
             forward: _,
@@ -495,6 +497,7 @@ mod tests {
         |record| record.protocol_identifier = 47,
         |record| record.icmp_type_code = Some(0),
         |record| record.vlan_id = Some(0),
+        |record| record.customer_vlan_id = Some(0),
         |record| record.observation_point = Some(0),
         |record| record.vantage = Some(Vantage::Ingress),
         |record| std::mem::swap(&mut record.forward, &mut record.reverse),

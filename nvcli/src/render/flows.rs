@@ -429,7 +429,7 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
         escape::text(record.labels.workload.as_deref().unwrap_or_default()).into_owned(),
         protocol(record.protocol_identifier).into_owned(),
         application(record),
-        record.vlan_id.map(|id| id.to_string()).unwrap_or_default(),
+        vlans(record),
         state,
         both(record.forward.packets, record.reverse.packets),
         both(record.forward.octets, record.reverse.octets),
@@ -443,6 +443,15 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
 
 /// Columns that a name may take, which can be 1,000 characters: JSON and CSV have all of it.
 const LONGEST_WORD: usize = 64;
+
+/// The VLAN of the outermost tag, and behind it that of the second.
+fn vlans(record: &FlowRecord) -> String {
+    match (record.vlan_id, record.customer_vlan_id) {
+        (None, None) => String::new(),
+        (Some(id), None) => id.to_string(),
+        (id, Some(customer)) => format!("{}.{customer}", id.unwrap_or_default()),
+    }
+}
 
 /// What a connection speaks, with whom it wants to speak, and what came of it; a guess has a question mark.
 pub(crate) fn application(record: &FlowRecord) -> String {

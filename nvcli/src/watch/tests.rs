@@ -91,6 +91,7 @@ fn tcp(point: u16, source: (u8, u16), destination: (u8, u16), octets: [u64; 2]) 
         has_ports: true,
         icmp_type_code: None,
         vlan_id: None,
+        customer_vlan_id: None,
         observation_point: Some(point),
         vantage: Some(if inside {
             Vantage::Egress

@@ -832,7 +832,11 @@ fn whatever_its_id_a_query_is_one_of_dns() {
         let asked = question(labels, 1);
         for id in (0..=u16::MAX).step_by(if cfg!(miri) { 4_097 } else { 1 }) {
             let query = dns_message(id, 0x0100, [1, 0, 0, 0], &[&asked]);
-            assert!(query.len() % 4 == 0 && query.len() >= 48, "{}", query.len());
+            assert!(
+                query.len().is_multiple_of(4) && query.len() >= 48,
+                "{}",
+                query.len()
+            );
             let ends = Ends {
                 ports: [40_000, 53],
                 group: None,
