@@ -68,7 +68,7 @@ struct Metering {
     stats: MeterStats,
     /// Packets of super-frames metered, beyond one for each.
     beyond_frames: u64,
-    /// Frames longer than this may be super-frames where the source does not tell.
+    /// Packets longer than this may be of super-frames where the source does not tell. Unit: octets.
     longest: u32,
     /// Of each frame in the line; empty unless tunnels are looked into.
     tunnels: Box<[Option<Tunnel>]>,
@@ -103,7 +103,7 @@ impl Meter {
                 .map_or_else(KeyHasher::random, KeyHasher::new),
             stats: MeterStats::default(),
             beyond_frames: 0,
-            longest: longest(config.mtu),
+            longest: config.mtu.unwrap_or(u32::MAX),
             tunnels: vec![None; tunnels].into_boxed_slice(),
             record: FlowRecord::default(),
             config,
@@ -236,7 +236,7 @@ impl Meter {
     /// Replaces [`MeterConfig::mtu`], as the interface's own changes.
     pub fn set_mtu(&mut self, mtu: Option<u32>) {
         self.metering.config.mtu = mtu;
-        self.metering.longest = longest(mtu);
+        self.metering.longest = mtu.unwrap_or(u32::MAX);
     }
 
     /// As [`open`](Self::open), with the number of each connection's place in the table.
@@ -254,7 +254,8 @@ impl Meter {
             .try_for_each(|slot| visit(slot, table.record(slot, None)))
     }
 
-    /// Takes a name that another meter has learnt, as [`resolved_names`](Self::resolved_names) gave it: for meters that share the frames.
+    /// Takes a name that another meter has learnt, as [`resolved_names`](Self::resolved_names) gave it: for meters that share the frames. One
+    /// that learns none itself ([`Identify::names`](crate::Identify::names) is 0) takes none.
     pub fn learn(&mut self, told: &ResolvedName) {
         self.metering.table.learn(told);
     }
@@ -451,7 +452,7 @@ impl Metering {
         if self.config.decapsulate {
             self.step_decapsulated(frame, headers, step, place, now);
         } else {
-            self.step(frame, headers, step, now);
+            self.step(frame, headers, headers.ip_octets, step, now);
         }
         true
     }
@@ -471,7 +472,7 @@ impl Metering {
         if let Some(tunnel) = self.tunnels.get_mut(place) {
             *tunnel = headers.tunnel;
         }
-        self.step(frame, headers, step, now);
+        self.step(frame, headers, outer.ip_octets, step, now);
     }
 
     /// As [`step`](Self::step), for the frames that nearly all traffic is made of.
@@ -504,20 +505,19 @@ impl Metering {
         };
         step.is_answer = false;
         step.sender_inside = sender_inside;
-        if self.may_be_super(frame) {
+        if self.may_be_super(frame, plain.ip_octets) {
             let frame = *frame;
             self.unfold(&frame, step);
         }
     }
 
-    /// Whether a frame may stand for more than one packet.
+    /// Whether a frame, whose outermost packet has `ip_octets`, may stand for more than one packet.
     #[inline(always)]
-    fn may_be_super(&self, frame: &Frame<'_>) -> bool {
+    fn may_be_super(&self, frame: &Frame<'_>, ip_octets: u32) -> bool {
         match frame.meta().segment_size {
             SegmentSize::Whole => false,
             SegmentSize::Octets(_) => true,
-            // A packet cannot be longer than its frame.
-            SegmentSize::Unknown => frame.wire_len() > self.longest,
+            SegmentSize::Unknown => ip_octets > self.longest,
         }
     }
 
@@ -551,8 +551,16 @@ impl Metering {
         self.beyond_frames -= u64::from(step.packets() - 1);
     }
 
+    /// Takes the packet with `headers`; the frame's outermost one has `ip_octets`.
     #[inline(always)]
-    fn step(&mut self, frame: &Frame<'_>, headers: &Headers<'_>, step: &mut Step, now: u64) {
+    fn step(
+        &mut self,
+        frame: &Frame<'_>,
+        headers: &Headers<'_>,
+        ip_octets: u32,
+        step: &mut Step,
+        now: u64,
+    ) {
         let (observation_point, sender_inside) =
             self.config.observation.of(headers.ethernet.as_ref());
         let (mut key, mut direction) =
@@ -607,7 +615,7 @@ impl Metering {
         step.payload_at = 0;
         step.is_answer = is_answer;
         step.sender_inside = sender_inside;
-        if self.may_be_super(frame) {
+        if self.may_be_super(frame, ip_octets) {
             self.unfold(frame, step);
         }
     }
@@ -760,11 +768,6 @@ impl Metering {
         self.table.prefetch_following(slot);
         self.table.close(slot, hash);
     }
-}
-
-/// Frames longer than this are looked at more closely: they may be super-frames, or longer than any frame.
-fn longest(mtu: Option<u32>) -> u32 {
-    mtu.unwrap_or(u32::MAX).min(Amounts::MOST - 4)
 }
 
 /// Octets of a frame on the wire, where a tag that a ring tells beside the octets was among them.
