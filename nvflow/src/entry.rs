@@ -762,8 +762,7 @@ impl Entry {
         *protocol_identifier = key.protocol();
         *has_ports = key.has_ports();
         *icmp_type_code = key.icmp_type_code();
-        *vlan_id = key.vlan_id();
-        *customer_vlan_id = key.customer_vlan_id();
+        [*vlan_id, *customer_vlan_id] = key.vlans();
         *observation_point = key.observation_point();
         *vantage = match self.marks & (mark::INSIDE_LOW | mark::INSIDE_HIGH) {
             mark::INSIDE_LOW => Some(0),

@@ -263,20 +263,22 @@ impl FlowKey {
 
     /// The VLAN of the outermost tag, when the key tells VLANs apart.
     pub fn vlan_id(&self) -> Option<u16> {
-        Self::vlan(self.rest[1])
+        self.vlans()[0]
     }
 
     /// The VLAN of the second tag (IEEE 802.1ad's customer), when the key tells VLANs apart.
     pub fn customer_vlan_id(&self) -> Option<u16> {
-        Self::vlan(self.rest[1] >> flag::CUSTOMER)
+        self.vlans()[1]
     }
 
-    /// The VLAN in the lowest bits of `word`; none is 0.
-    const fn vlan(word: u64) -> Option<u16> {
-        match (word & 0x0fff) as u16 {
-            0 => None,
-            id => Some(id),
+    /// Both of them.
+    #[inline(always)]
+    pub(crate) fn vlans(&self) -> [Option<u16>; 2] {
+        if !self.has(flag::VLAN) {
+            return [None; 2];
         }
+        [self.rest[1], self.rest[1] >> flag::CUSTOMER]
+            .map(|word| Some((word & 0x0fff) as u16).filter(|id| *id != 0))
     }
 
     /// ICMP type and code of the query, type times 256 and code.
