@@ -1171,3 +1171,37 @@ fn a_signal_ends_the_wait_for_a_pipe() {
         drop(writer);
     }
 }
+
+/// Somebody listens there, and the socket's mode lets nobody in: root may all the same, but without one of its capabilities.
+#[test]
+fn an_agent_that_may_not_be_asked_is_told_from_none() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::net::UnixListener;
+
+    let folder = Folder::new();
+    let socket = folder.0.path().join("agent.sock");
+    let status = || {
+        let mut command = if nix::unistd::geteuid().is_root() {
+            let mut command = Command::new("setpriv");
+            command.args(["--bounding-set=-dac_override", "--"]);
+            command.arg(env!("CARGO_BIN_EXE_nvcli"));
+            command
+        } else {
+            nvcli()
+        };
+        let output = command.args(["status", "--socket", text(&socket)]).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        stderr(&output).to_owned()
+    };
+    let closed = std::fs::Permissions::from_mode(0o000);
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::fs::set_permissions(&socket, closed).unwrap();
+    let said = status();
+    assert!(said.contains("an agent runs, but"), "{said}");
+    assert!(said.contains("the same as root"), "{said}");
+    // What is left of one that was killed.
+    drop(listener);
+    let said = status();
+    assert!(said.contains("no agent runs"), "{said}");
+}
