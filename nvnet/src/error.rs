@@ -12,7 +12,7 @@ pub enum Error {
     /// A network namespace could not be opened or entered.
     #[error("cannot {op} network namespace {netns}")]
     Netns {
-        /// `open`, `enter` or `create`.
+        /// `open`, `enter`, `create` or `lock`.
         op: &'static str,
         /// Which one, as the caller named it.
         netns: String,
@@ -207,6 +207,18 @@ pub enum Error {
         /// How long.
         waited_ms: u64,
     },
+    /// Another process changes what is attached, and was not done in time.
+    #[error("{} works on what is attached in {netns}, still after {waited_ms} ms", holder(.pid, .command))]
+    Locked {
+        /// The host's namespace.
+        netns: String,
+        /// That process, if it may be seen.
+        pid: Option<u32>,
+        /// How its command is called, escaped.
+        command: Option<String>,
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
     /// The change failed and was taken back; the network is as it was.
     #[error("failed, and was undone ({undone} of {undone} changes)")]
     Undone {
@@ -270,6 +282,8 @@ impl Error {
             Self::Exhausted { .. } => {
                 "--mode mirror, which needs no port; or detach something first".into()
             }
+            Self::Locked { pid: Some(pid), .. } => format!("wait until it is done; if it hangs, `kill {pid}`, and what it leaves is repaired by the next attach"),
+            Self::Locked { .. } => "wait until it is done".into(),
             Self::Timeout { .. } => "try again; if it stays, look at the kernel's log".into(),
             _ => return None,
         })
@@ -279,6 +293,15 @@ impl Error {
 /// `: words`, or nothing.
 fn said(words: &Option<String>) -> String {
     words.as_ref().map(|w| format!(": {w}")).unwrap_or_default()
+}
+
+/// `process 4711 (nvcli)`, as far as it is known.
+fn holder(pid: &Option<u32>, command: &Option<String>) -> String {
+    match (pid, command) {
+        (Some(pid), Some(command)) => format!("process {pid} ({command})"),
+        (Some(pid), None) => format!("process {pid}"),
+        (None, _) => "another process".into(),
+    }
 }
 
 /// `a, b, c`, or `none`.

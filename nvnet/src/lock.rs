@@ -1,48 +1,144 @@
 //! One change at a time, among all processes that work on the same host namespace.
 
-use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
+use crate::{Error, Netns, netns, sys};
 
-use crate::{Error, Netns};
+/// From looking once more whether it is one's turn to the next look: twice as long each time.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
+/// Until it is logged who is waited for.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Held while links and rules of a host namespace are changed; the kernel lets go of it when its process dies.
 ///
-/// It is an advisory lock on the namespace's own file, so there is nothing on disk to be left behind, and two host
-/// namespaces do not wait for each other.
+/// Whoever wants it draws a number, and has it when nobody has a lower one. A ticket is an empty eBPF map that is called after the
+/// namespace: the kernel numbers maps in the order in which they are made, and a map is gone with its last descriptor. So nothing is
+/// left behind, two host namespaces do not wait for each other, and it does not matter who sees which files.
+///
+/// The kernel lets nobody make one without CAP_NET_ADMIN, which is why it is this: what else ends with its process and is the same for all
+/// processes of a namespace can be had, and kept from us, by anybody inside (a lock on the namespace's own file, an abstract socket's name, a
+/// port of netlink). A file that is root's alone is another one in the next mount namespace, as in a container with the host's network.
+///
+/// Numbers begin anew after 2^31 maps: in the one change that this happens in, two could be at work.
 pub(crate) struct Lock {
-    _held: Flock<File>,
+    _ticket: OwnedFd,
 }
 
 impl Lock {
-    /// Waits until no other process changes this namespace.
-    pub(crate) fn of(host: &Netns) -> Result<Self, Error> {
+    /// Waits until no other process changes this namespace, but no longer than `wait`.
+    pub(crate) fn of(host: &Netns, wait: Duration) -> Result<Self, Error> {
+        let begun = Instant::now();
         let failed = |source| Error::Netns {
             op: "lock",
             netns: host.label().into(),
             source,
         };
-        // An open file of its own: locks belong to those, and a copied descriptor would share the one that is there.
-        let path = format!("/proc/self/fd/{}", host.as_fd().as_raw_fd());
-        let file = File::open(path).map_err(failed)?;
-        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-                tracing::info!(
+        let (ticket, mut ahead) = draw(&name(host)).map_err(failed)?;
+        let (mut pause, mut is_told) = (PAUSES.0, false);
+        // The one just ahead first: most often the others are gone when it is.
+        while let Some(&last) = ahead.last() {
+            if !is_there(last).map_err(failed)? {
+                ahead.pop();
+                continue;
+            }
+            let waited = begun.elapsed();
+            let holder = || {
+                let first = ahead.iter().find(|one| is_there(**one).unwrap_or(false));
+                first.and_then(|first| process_with(*first))
+            };
+            if waited >= wait {
+                let (pid, command) = holder().unzip();
+                return Err(Error::Locked {
+                    netns: host.label().into(),
+                    pid,
+                    command,
+                    waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+                });
+            }
+            if waited >= QUIET && !std::mem::replace(&mut is_told, true) {
+                let (pid, command) = holder().unzip();
+                tracing::warn!(
                     netns = host.label(),
+                    pid,
+                    command,
                     "waiting for another process that attaches or detaches"
                 );
-                loop {
-                    match Flock::lock(file.try_clone().map_err(failed)?, FlockArg::LockExclusive) {
-                        Ok(lock) => break lock,
-                        Err((_, nix::errno::Errno::EINTR)) => {}
-                        Err((_, errno)) => return Err(failed(errno.into())),
-                    }
-                }
             }
-            Err((_, errno)) => return Err(failed(errno.into())),
-        };
-        Ok(Self { _held: lock })
+            std::thread::sleep(pause.min(wait - waited));
+            pause = (pause * 2).min(PAUSES.1);
+        }
+        Ok(Self { _ticket: ticket })
+    }
+}
+
+/// How tickets for a namespace are called: 14 of the 15 octets that a map's name can have.
+fn name(host: &Netns) -> String {
+    // Inodes of namespaces have 32 bits; if they had more, a few namespaces would wait for each other.
+    format!("nv_lk_{:08x}", host.id().ino & 0xffff_ffff)
+}
+
+/// A ticket, and the numbers of those ahead, ascending. No more can come ahead of it.
+fn draw(name: &str) -> io::Result<(OwnedFd, Vec<u32>)> {
+    let ticket = sys::make_map(name)?;
+    let own = sys::number_of_map(ticket.as_fd(), name)?;
+    let mut ahead = Vec::new();
+    let mut at = 0;
+    while let Some(number) = sys::map_after(at)?.filter(|number| Some(*number) < own) {
+        at = number;
+        // One that is gone by now is waited for no more.
+        if let Some(map) = sys::map(number)?
+            && sys::number_of_map(map.as_fd(), name)?.is_some()
+        {
+            ahead.push(number);
+        }
+    }
+    Ok((ticket, ahead))
+}
+
+/// Whether the map of this number is still there; it is not opened for that, which would keep it.
+fn is_there(number: u32) -> io::Result<bool> {
+    Ok(sys::map_after(number.saturating_sub(1))? == Some(number))
+}
+
+/// Pid and command of a process that has this map open, as far as may be seen. The command is escaped.
+fn process_with(map: u32) -> Option<(u32, String)> {
+    let line = format!("map_id:\t{map}");
+    let is_it = |fd: &Path| {
+        let is_map = fs::read_link(fd).is_ok_and(|to| to.as_os_str() == "anon_inode:bpf-map");
+        let info = fd
+            .parent()
+            .and_then(Path::parent)
+            .zip(fd.file_name())
+            .map(|(process, number)| process.join("fdinfo").join(number));
+        is_map
+            && info
+                .and_then(|info| fs::read_to_string(info).ok())
+                .is_some_and(|text| text.lines().any(|l| l == line))
+    };
+    let process = netns::pids().find(|process| {
+        let fds = fs::read_dir(process.join("fd")).into_iter().flatten();
+        fds.flatten().any(|fd| is_it(&fd.path()))
+    })?;
+    let command = fs::read(process.join("comm")).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command);
+    Some((
+        process.file_name()?.to_str()?.parse().ok()?,
+        command.trim_end().escape_debug().to_string(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_namespaces_share_a_name_that_is_cut() {
+        let host = Netns::current().expect("one's own");
+        // Of a longer one the kernel would have the beginning alone, which is the same for many.
+        assert!(name(&host).len() < 16, "{}", name(&host));
     }
 }

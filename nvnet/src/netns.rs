@@ -223,7 +223,7 @@ pub(crate) fn all() -> Vec<Netns> {
 }
 
 /// The folders of all processes.
-fn pids() -> impl Iterator<Item = PathBuf> {
+pub(crate) fn pids() -> impl Iterator<Item = PathBuf> {
     let is_pid = |path: &PathBuf| {
         path.file_name()
             .is_some_and(|name| name.to_string_lossy().bytes().all(|b| b.is_ascii_digit()))

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::features::Features;
 use crate::ids::{AttachmentId, PORT_PREFIX};
@@ -142,12 +143,25 @@ impl Session {
         features(true).map(drop)
     }
 
-    /// Waits until no other process changes what is attached in `host`, and reads it.
+    /// How long [`open`](Self::open) waits: beyond all that those before it can have to do. To attach a thousand containers takes some
+    /// ten seconds, and on a machine with twenty times the work that it can do some minutes.
+    pub const PATIENCE: Duration = Duration::from_secs(30 * 60);
+
+    /// Waits until no other process changes what is attached in `host`, and reads it. Who came first goes first.
     ///
     /// # Errors
-    /// The namespace could not be locked or entered, or the kernel's lists could not be read.
+    /// [`Error::Locked`] after [`PATIENCE`](Self::PATIENCE). The namespace could not be locked (CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN are needed)
+    /// or entered, or the kernel's lists could not be read.
     pub fn open(host: &Netns) -> Result<Self, Error> {
-        let lock = Lock::of(host)?;
+        Self::open_within(host, Self::PATIENCE)
+    }
+
+    /// The same, but waits no longer than `wait`; [`Duration::ZERO`] is to try it once.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_within(host: &Netns, wait: Duration) -> Result<Self, Error> {
+        let lock = Lock::of(host, wait)?;
         let state = State {
             attached: Arc::default(),
             taken: BTreeSet::new(),

@@ -107,6 +107,167 @@ pub(crate) fn load_classifier(name: &CStr, insns: &[Insn], log: &mut [u8]) -> io
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Octets of an eBPF object's name, with the NUL (`BPF_OBJ_NAME_LEN`).
+const BPF_NAME: usize = 16;
+
+/// The head of `union bpf_attr` as `BPF_MAP_CREATE` reads it, up to `map_name` (Linux 4.15).
+#[repr(C)]
+struct MapCreateAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: [u8; BPF_NAME],
+}
+
+const _: () = assert!(size_of::<MapCreateAttr>() == 44);
+
+/// The same for `BPF_MAP_GET_NEXT_ID` and `BPF_MAP_GET_FD_BY_ID`.
+#[repr(C)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+const _: () = assert!(size_of::<IdAttr>() == 12);
+
+/// The same for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+const _: () = assert!(size_of::<InfoAttr>() == 16);
+
+/// The head of `struct bpf_map_info`, up to `name` (Linux 4.15).
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    map_type: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    name: [u8; BPF_NAME],
+}
+
+const _: () = assert!(size_of::<MapInfo>() == 40);
+
+const BPF_MAP_CREATE: c_int = 0;
+const BPF_MAP_GET_NEXT_ID: c_int = 12;
+const BPF_MAP_GET_FD_BY_ID: c_int = 14;
+const BPF_OBJ_GET_INFO_BY_FD: c_int = 15;
+/// Of the types there are since Linux 4.14 the one that takes CAP_NET_ADMIN, whether or not others may be made without a capability.
+const BPF_MAP_TYPE_DEVMAP: u32 = 14;
+
+/// `bpf(2)`.
+///
+/// # Safety
+/// `attr` is laid out as `command` reads and writes it, and what it points to is as the command needs it for as long as the call takes.
+unsafe fn bpf<T>(command: c_int, attr: &mut T) -> io::Result<c_int> {
+    let attr: *mut T = attr;
+    // SAFETY: the size is passed along, so nothing beyond `attr` is touched; all else is the caller's to see to.
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>() as libc::c_uint) };
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        c_int::try_from(done).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+    }
+}
+
+/// An empty eBPF map of this name, of a type that nobody makes without CAP_NET_ADMIN. Of the name 15 octets are taken.
+///
+/// # Errors
+/// `EPERM` without CAP_NET_ADMIN and CAP_BPF, `ENOSYS` without the system call.
+pub(crate) fn make_map(name: &str) -> io::Result<OwnedFd> {
+    let mut attr = MapCreateAttr {
+        map_type: BPF_MAP_TYPE_DEVMAP,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        map_flags: 0,
+        inner_map_fd: 0,
+        numa_node: 0,
+        map_name: map_name(name),
+    };
+    // SAFETY: laid out as the kernel reads it (asserted above); there is no pointer in it.
+    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attr) }?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns (the kernel sets O_CLOEXEC on it).
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn map_name(name: &str) -> [u8; BPF_NAME] {
+    let mut octets = [0; BPF_NAME];
+    for (to, from) in octets.iter_mut().take(BPF_NAME - 1).zip(name.bytes()) {
+        *to = from;
+    }
+    octets
+}
+
+/// The number of a map made by [`make_map`] for this name; `None` when it is another one.
+///
+/// # Errors
+/// The descriptor is none of a map.
+pub(crate) fn number_of_map(map: BorrowedFd<'_>, name: &str) -> io::Result<Option<u32>> {
+    let mut info = MapInfo::default();
+    let mut attr = InfoAttr {
+        bpf_fd: u32::try_from(map.as_raw_fd())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?,
+        info_len: size_of::<MapInfo>() as u32,
+        info: &raw mut info as u64,
+    };
+    // SAFETY: laid out as the kernel reads it (asserted above). It writes no more than `info_len` octets into `info`, which outlives the
+    // call and may hold any octets; the descriptor is open for the call, as it is borrowed.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    let is_one = info.map_type == BPF_MAP_TYPE_DEVMAP && info.name == map_name(name);
+    Ok(is_one.then_some(info.id))
+}
+
+/// The lowest number of an eBPF map above this one; the kernel numbers them in the order in which they are made.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN.
+pub(crate) fn map_after(number: u32) -> io::Result<Option<u32>> {
+    let mut attr = IdAttr {
+        id: number,
+        next_id: 0,
+        open_flags: 0,
+    };
+    // SAFETY: laid out as the kernel reads and writes it (asserted above); there is no pointer in it.
+    match unsafe { bpf(BPF_MAP_GET_NEXT_ID, &mut attr) } {
+        Ok(_) => Ok(Some(attr.next_id)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The eBPF map of this number, if it is still there.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN.
+pub(crate) fn map(number: u32) -> io::Result<Option<OwnedFd>> {
+    let mut attr = IdAttr {
+        id: number,
+        next_id: 0,
+        open_flags: 0,
+    };
+    // SAFETY: laid out as the kernel reads it (asserted above); there is no pointer in it.
+    match unsafe { bpf(BPF_MAP_GET_FD_BY_ID, &mut attr) } {
+        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns (the kernel sets O_CLOEXEC on it).
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// The head of `union bpf_attr` as `BPF_PROG_QUERY` reads and writes it, up to `revision` (Linux 6.6).
 #[repr(C)]
 #[derive(Default)]

@@ -149,6 +149,15 @@ fn main() {
         several_interfaces_are_attached_together,
     );
     add(
+        "who_is_waited_for_in_vain_is_told",
+        who_is_waited_for_in_vain_is_told,
+    );
+    add("who_came_first_goes_first", who_came_first_goes_first);
+    add(
+        "nobody_without_a_privilege_is_waited_for",
+        nobody_without_a_privilege_is_waited_for,
+    );
+    add(
         "processes_wait_for_each_other",
         processes_wait_for_each_other,
     );
@@ -449,6 +458,21 @@ fn id(number: u16) -> nvnet::AttachmentId {
 
 /// Attaches or detaches until the step that it is told, and dies there as if killed.
 fn child(order: &str) -> ! {
+    if order == "locker" {
+        nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534)).expect("to be nobody");
+        let host = Netns::current().expect("one's own");
+        let refused = nvnet::Session::open(&host).expect_err("not allowed");
+        let file = std::fs::File::open("/proc/self/ns/net").expect("one's own");
+        let _lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive);
+        println!("{}", refused.remedy().unwrap_or_default());
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+    if order == "holder" {
+        let host = Netns::current().expect("one's own");
+        let _session = nvnet::Session::open(&host).expect("free");
+        println!("held");
+        std::thread::sleep(Duration::from_secs(3600));
+    }
     if order == "unprivileged" {
         // Refused when it is somebody else already, and then just as well.
         let _ = nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534));
@@ -484,6 +508,22 @@ fn child(order: &str) -> ! {
         nvnet::detach_observed(&host, id, |number, _| die(number)).expect("detached");
     }
     std::process::exit(0);
+}
+
+/// Starts a [`child`] inside.
+fn child_in(netns: &Netns, order: &str) -> Result<std::process::Child, Failed> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .env(CHILD, order)
+        .stdout(std::process::Stdio::piped());
+    Ok(netns.run(|| command.spawn())??)
+}
+
+fn first_line(child: &mut std::process::Child) -> Result<String, Failed> {
+    use std::io::BufRead;
+    let mut line = String::new();
+    std::io::BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line)?;
+    Ok(line)
 }
 
 /// Starts a [`child`]; tells whether it was killed, as it is unless `step` is beyond the last.
@@ -1484,6 +1524,86 @@ fn processes_wait_for_each_other() -> Result<(), Failed> {
             .try_for_each(|thread| thread.join().expect("no panic"))
     })?;
     untouched(&lab, &before)
+}
+
+/// Whoever is in the host's namespace can lock its file, and have any name and port there.
+fn nobody_without_a_privilege_is_waited_for() -> Result<(), Failed> {
+    let lab = Lab::new(&["web"])?;
+    let mut locker = child_in(&lab.host, "locker")?;
+    let said = first_line(&mut locker)?;
+    ensure(said.contains("run it as root"), format!("a ticket: {said}"))?;
+    let (done, outcome) = std::sync::mpsc::channel();
+    let host = lab.host.clone();
+    std::thread::spawn(move || {
+        let opened = nvnet::Session::open(&host).map(drop);
+        let _ = done.send(opened.map_err(chain));
+    });
+    let outcome = outcome.recv_timeout(Duration::from_secs(10));
+    locker.kill()?;
+    locker.wait()?;
+    outcome.map_err(|_| "it was waited for a process of nobody's")?
+}
+
+fn who_is_waited_for_in_vain_is_told() -> Result<(), Failed> {
+    let (lab, other) = (Lab::new(&["web"])?, Lab::new(&["web"])?);
+    let wait = Duration::from_millis(200);
+    let told = |host: &Netns, holder: u32| -> Result<(), Failed> {
+        let start = std::time::Instant::now();
+        let outcome = nvnet::Session::open_within(host, wait);
+        ensure(start.elapsed() >= wait, "it did not wait")?;
+        let Err(error @ Error::Locked { pid, .. }) = &outcome else {
+            return Err(format!("{outcome:?}").into());
+        };
+        same("pid", *pid, Some(holder))?;
+        let said = error.to_string();
+        ensure(said.contains(&format!("{holder} (namespaces")), said)?;
+        let remedy = error.remedy().unwrap_or_default();
+        ensure(remedy.contains(&format!("kill {holder}`")), remedy)
+    };
+    let mut holder = child_in(&lab.host, "holder")?;
+    same("held", &first_line(&mut holder)?[..], "held\n")?;
+    told(&lab.host, holder.id())?;
+    // Another host's is free; and a plan that was checked holds it, too.
+    let session = nvnet::Session::open_within(&other.host, Duration::ZERO)?;
+    let checked = plan(&other, 0, Mode::Mirror).check_in(session)?;
+    told(&other.host, std::process::id())?;
+    drop(checked);
+    drop(nvnet::Session::open_within(&other.host, Duration::ZERO).map_err(chain)?);
+    // Killed, it lets go.
+    let host = lab.host.clone();
+    let waits = std::thread::spawn(move || {
+        nvnet::Session::open_within(&host, Duration::from_secs(10)).map(drop)
+    });
+    holder.kill()?;
+    holder.wait()?;
+    waits.join().expect("no panic").map_err(chain)
+}
+
+/// Of those who wait, the first one is the first to go on, whoever is quicker.
+fn who_came_first_goes_first() -> Result<(), Failed> {
+    const WAIT: Duration = Duration::from_secs(30);
+    let lab = Lab::new(&[])?;
+    let host = &lab.host;
+    let order = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| -> Result<(), Failed> {
+        let held = nvnet::Session::open_within(host, WAIT)?;
+        let mut waiting = Vec::new();
+        for number in 0..6 {
+            let order = &order;
+            waiting.push(scope.spawn(move || {
+                let session = nvnet::Session::open_within(host, WAIT);
+                order.lock().expect("no panic").push(number);
+                session.map(drop)
+            }));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        drop(held);
+        waiting
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("no panic").map_err(chain))
+    })?;
+    let order = order.into_inner().expect("no panic");
+    same("order", order, (0..6).collect::<Vec<_>>())
 }
 
 /// While somebody's request for a filter waits for the kernel's lock, the kernel refuses to delete what the filter would be at.
