@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::attach::{self, is_ours};
 use crate::identity::{self, Identity};
 use crate::link::{self, Link};
-use crate::session::{self, Session};
+use crate::session;
 use crate::socket::RouteSocket;
 use crate::tc::{self, Hook};
-use crate::{AttachmentId, Error, Mode, Netns, Plan, Workload, diag};
+use crate::{AttachmentId, Error, Mode, Netns, Plan, Workload, diag, inventory};
 
 /// One interface of a container, looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,16 +59,10 @@ impl Survey {
 /// # Errors
 /// A namespace could not be entered, or the kernel's lists could not be read.
 pub fn survey(host: &Netns, target: &Netns) -> Result<Vec<Survey>, Error> {
-    let session = Session::open(host)?;
     let ino = target.id().ino;
-    let attached: Vec<_> = session
-        .attached()
-        .iter()
-        .filter(|a| a.record.netns_ino == ino)
-        .cloned()
-        .collect();
-    // Every plan that is tried takes the lock for itself.
-    drop(session);
+    // Without the lock, which every plan that is tried takes for itself.
+    let mut attached = inventory::list(host)?;
+    attached.retain(|a| a.record.netns_ino == ino);
     let mut socket = RouteSocket::open(target)?;
     let links = link::all(&mut socket)?;
     let listening = Listening::read(target)?;
