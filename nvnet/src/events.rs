@@ -113,12 +113,13 @@ impl LinkEvents {
         })
     }
 
-    /// What happened since it was last asked; waits up to `wait` for something.
+    /// What happened since it was last asked; waits up to `wait` for something, or for ever when it is `None`.
     ///
     /// # Errors
     /// The socket failed.
-    pub fn next(&mut self, wait: Duration) -> Result<LinkNews, Error> {
-        let until = Instant::now() + wait;
+    pub fn next(&mut self, wait: Option<Duration>) -> Result<LinkNews, Error> {
+        // What the clock cannot tell is for ever, too.
+        let until = wait.and_then(|wait| Instant::now().checked_add(wait));
         loop {
             match self.read() {
                 Ok(events) if !events.is_empty() => return Ok(LinkNews::Events(events)),
@@ -129,16 +130,17 @@ impl LinkEvents {
                 }
                 Err(source) => return Err(self.failed(source)),
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(LinkNews::Nothing);
-            }
-            let ms = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let timeout = match left {
+                Some(Duration::ZERO) => return Ok(LinkNews::Nothing),
+                Some(left) => {
+                    let ms = i32::try_from(left.as_nanos().div_ceil(1_000_000));
+                    PollTimeout::try_from(ms.unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
+                }
+                None => PollTimeout::NONE,
+            };
             let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            match poll(
-                &mut fds,
-                PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX),
-            ) {
+            match poll(&mut fds, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(self.failed(errno.into())),
             }

@@ -1678,14 +1678,27 @@ fn links_of_every_namespace_are_told_of() -> Result<(), Failed> {
     let mut events = nvnet::LinkEvents::open(&lab.host).map_err(chain)?;
     same(
         "before anything happened",
-        events.next(Duration::ZERO).map_err(chain)?,
+        events.next(Some(Duration::ZERO)).map_err(chain)?,
         nvnet::LinkNews::Nothing,
     )?;
+    // For ever, and as good as that.
+    for wait in [None, Some(Duration::MAX)] {
+        sh_in(
+            &lab.host,
+            "ip link add soon0 type veth peer name soon1 && ip link del soon0",
+        )?;
+        let news = events.next(wait).map_err(chain)?;
+        ensure(
+            matches!(news, nvnet::LinkNews::Events(_)),
+            format!("{news:?}"),
+        )?;
+    }
     let mut until = |what: &dyn Fn(&nvnet::LinkEvent) -> bool| -> Result<(), Failed> {
         let end = std::time::Instant::now() + Duration::from_secs(10);
         while std::time::Instant::now() < end {
-            if let nvnet::LinkNews::Events(all) =
-                events.next(Duration::from_millis(200)).map_err(chain)?
+            if let nvnet::LinkNews::Events(all) = events
+                .next(Some(Duration::from_millis(200)))
+                .map_err(chain)?
                 && all.iter().any(what)
             {
                 return Ok(());

@@ -517,7 +517,7 @@ fn engines(config: &Config) -> Vec<PathBuf> {
 
 fn follow_links(links: &mut LinkEvents, rings: &Engine, out: &Sender<News>) {
     loop {
-        let news = match links.next(Duration::from_secs(3600)) {
+        let news = match links.next(None) {
             Ok(LinkNews::Nothing) => continue,
             Ok(news) => news,
             Err(error) => {

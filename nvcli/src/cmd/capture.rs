@@ -110,7 +110,7 @@ impl Holders {
     ///
     /// Whoever has got a mark did so before its first frame came: asked before a block is written, no frame is taken for another's.
     fn tell(&mut self, files: &mut Files, say: Say) -> Result<()> {
-        let news = self.links.next(Duration::ZERO);
+        let news = self.links.next(Some(Duration::ZERO));
         let news = news.map_err(|error| net("cannot hear of links", &error))?;
         let may_differ = match news {
             LinkNews::Nothing => self.failed,
