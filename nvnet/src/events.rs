@@ -9,9 +9,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::ids::{GROUP, Record};
 use crate::link::{self, Link};
-use crate::{Error, Netns, sys};
+use crate::{Error, Netns, attach, sys};
 
 /// `RTMGRP_LINK`.
 const RTMGRP_LINK: u32 = 1;
@@ -210,7 +209,7 @@ fn event(kind: u16, body: &[u8], netns: Option<i32>) -> Option<LinkEvent> {
         netns,
         index: link.index,
         is_gone: kind == RTM_DELLINK,
-        is_ours: link.group == GROUP || link.alias.as_deref().and_then(Record::decode).is_some(),
+        is_ours: attach::is_ours(&link),
         name: link.name,
     })
 }

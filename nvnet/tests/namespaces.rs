@@ -1714,5 +1714,17 @@ fn links_of_every_namespace_are_told_of() -> Result<(), Failed> {
     until(&|event| event.netns.is_none() && event.name == "here0")?;
     let attachment = attach(&lab, 0, Mode::Inline)?;
     until(&|event| event.netns == number && event.name == "eth0" && event.is_ours)?;
-    detach(&lab, attachment.id)
+    detach(&lab, attachment.id)?;
+    // The last one takes the bridge along, which is ours until it is gone.
+    let mut bridge = Vec::new();
+    while let nvnet::LinkNews::Events(all) = events
+        .next(Some(Duration::from_millis(200)))
+        .map_err(chain)?
+    {
+        bridge.extend(all.into_iter().filter(|event| event.name == nvnet::BRIDGE));
+    }
+    ensure(
+        bridge.iter().all(|event| event.is_ours) && bridge.last().is_some_and(|last| last.is_gone),
+        format!("{bridge:#?}"),
+    )
 }
