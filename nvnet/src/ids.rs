@@ -208,11 +208,15 @@ pub(crate) fn check_name(name: &str) -> Result<(), crate::Error> {
         "" => "it is empty",
         "." | ".." => "it is a directory",
         _ if name.len() > NAME_MAX => "it is longer than 15 octets",
+        // A blank is what lib/ctype.c says, octet by octet: Latin-1's as well, which is also half of an `à`.
         _ if name
             .bytes()
-            .any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace() || b == 0) =>
+            .any(|b| matches!(b, 0 | b'\t'..=b'\r' | b' ' | b'/' | b':')) =>
         {
             "it has a `/`, a `:` or a blank in it"
+        }
+        _ if name.bytes().any(|b| b == 0xa0) => {
+            "it has the octet 0xa0 in it, which is a blank to the kernel"
         }
         _ => return Ok(()),
     };
@@ -458,9 +462,20 @@ mod tests {
             10
         );
         assert!(check_name("eth0").is_ok());
-        for bad in ["", ".", "..", "a/b", "a:b", "a b", "0123456789abcdef"] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a:b",
+            "a b",
+            "a\u{b}b",
+            "voilà",
+            "0123456789abcdef",
+        ] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
+        assert!(check_name("é").is_ok());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Need, chain, ensure, picture, privileged, same, same_picture, sh_in};
 use libtest_mimic::{Arguments, Failed, Trial};
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use nvnet::lab::{Lab, LabContainer};
@@ -110,6 +110,10 @@ fn main() {
     add(
         "nothing_sent_into_the_bridge_reaches_a_container",
         nothing_sent_into_the_bridge_reaches_a_container,
+    );
+    add(
+        "the_kernel_takes_the_names_that_we_take",
+        the_kernel_takes_the_names_that_we_take,
     );
     add("next_hop_objects_follow", next_hop_objects_follow);
     add(
@@ -1220,6 +1224,52 @@ fn an_interface_that_was_set_down_stays_down() -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// Of every octet but NUL that a text can have: as a character, or the last one of a character.
+fn the_kernel_takes_the_names_that_we_take() -> Result<(), Failed> {
+    let lab = Lab::new(&["web"])?;
+    let web = &lab.containers[0].netns;
+    // Before Linux 6.2 none is renamed that is up.
+    sh_in(web, "ip link set eth0 down")?;
+    let index = web.run(|| nix::net::if_::if_nametoindex("eth0"))??;
+    // To a rename `%` begins a number that is to be found, so it is in no name either, but that is no rule of names.
+    for character in ('\u{1}'..='\u{ff}').filter(|c| *c != '%') {
+        let name = format!("a{character}b");
+        let is_taken = match web
+            .run(|| rename(index, &name))?
+            .map_err(|e| e.raw_os_error())
+        {
+            Ok(()) => true,
+            Err(Some(libc::EINVAL)) => false,
+            Err(other) => return Err(format!("{name:?}: {other:?}").into()),
+        };
+        let error = plan(&lab, 0, Mode::Mirror).interface(&name).check().err();
+        let is_refused = matches!(error, Some(Error::BadName { .. }));
+        same(&format!("{name:?}"), !is_refused, is_taken)?;
+    }
+    Ok(())
+}
+
+/// Asks the kernel itself: iproute2 has an opinion of its own about names.
+fn rename(index: u32, name: &str) -> std::io::Result<()> {
+    let link = rtnetlink::LinkUnspec::new_with_index(index).name(name.to_owned());
+    let mut message = NetlinkMessage::from(RouteNetlinkMessage::SetLink(link.build()));
+    message.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    message.finalize();
+    let mut request = vec![0; message.buffer_len()];
+    message.serialize(&mut request);
+    let mut socket = netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.send(&request, 0)?;
+    let mut answer = Vec::with_capacity(4_096);
+    socket.recv(&mut answer, 0)?;
+    // Behind the header is the error, negated.
+    let code = answer.get(16..20).and_then(|code| code.try_into().ok());
+    match i32::from_ne_bytes(code.ok_or(std::io::ErrorKind::InvalidData)?) {
+        0 => Ok(()),
+        code => Err(std::io::Error::from_raw_os_error(-code)),
+    }
 }
 
 fn next_hop_objects_follow() -> Result<(), Failed> {
