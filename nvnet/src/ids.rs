@@ -176,11 +176,14 @@ impl FromStr for MacAddr {
 }
 
 /// Whose interface it is, as far as the caller knows.
+///
+/// The kernel has room for a part of it, so that [`list`](crate::list) tells less than an attach was given: not to be compared for equality. An engine's
+/// id is one of an attachment that is listed when it starts with the `container_id` there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
-    /// The name shown for it.
+    /// The name shown for it. In a list, what fits of it: 100 octets and more, fewer of what is not ASCII.
     pub name: String,
-    /// The engine's id of the container, in hex.
+    /// The engine's id of the container, in hex. In a list, its first 12 octets.
     pub container_id: Option<String>,
     /// A process inside, to find the namespace faster.
     pub pid: Option<u32>,
@@ -255,6 +258,8 @@ pub(crate) struct Record {
 const MAGIC: &str = "nvcli:1";
 /// `IFALIASZ` - 1, and `CLS_BPF_NAME_LEN` - 1.
 const RECORD_MAX: usize = 255;
+/// Octets that are kept of an engine's id: as many as engines show.
+const ID_MAX: usize = 12;
 
 impl Record {
     /// As text of at most 255 octets: the name of the workload is cut when it does not fit.
@@ -287,7 +292,9 @@ impl Record {
             text.push_str(&format!(" pid={pid}"));
         }
         if let Some(id) = &self.workload.container_id {
-            text.push_str(&format!(" ref={}", percent(id.get(..12).unwrap_or(id))));
+            let ends = id.char_indices().map(|(at, c)| at + c.len_utf8());
+            let end = ends.take_while(|end| *end <= ID_MAX).last().unwrap_or(0);
+            text.push_str(&format!(" ref={}", percent(&id[..end])));
         }
         text.push_str(" name=");
         for piece in self
@@ -327,7 +334,8 @@ impl Record {
             since: field("since").and_then(|since| since.parse().ok()),
             workload: Workload {
                 name: field("name").unwrap_or_default(),
-                container_id: field("ref"),
+                // Of an empty one every id would be the continuation.
+                container_id: field("ref").filter(|id| !id.is_empty()),
                 pid: field("pid").and_then(|p| p.parse().ok()),
             },
         };
@@ -436,6 +444,29 @@ mod tests {
             (hostile.id, Mode::Inline, "a b=%")
         );
         assert!(name.starts_with(&back.workload.name) && !back.workload.name.is_empty());
+    }
+
+    #[test]
+    fn of_an_id_twelve_octets_come_back() {
+        let back = |id: &str| {
+            let mut given = record();
+            given.workload.container_id = Some(id.into());
+            let text = given.encode();
+            assert!(text.len() <= RECORD_MAX, "{text}");
+            let back = Record::decode(&text).expect("ours");
+            back.workload.container_id.unwrap_or_default()
+        };
+        assert_eq!(
+            Record::decode(&record().encode().replace("ref=0123456789ab", "ref="))
+                .expect("ours")
+                .workload
+                .container_id,
+            None
+        );
+        assert_eq!(back(&"0123456789abcdef".repeat(4)), "0123456789ab");
+        assert_eq!(back("0123"), "0123");
+        // No engine's: the twelfth octet is inside a character.
+        assert_eq!(back(&format!("x{}", "é".repeat(99))), "xééééé");
     }
 
     #[test]
