@@ -18,10 +18,26 @@ pub(crate) fn net(what: impl Into<String>, error: &nvnet::Error) -> CliError {
         other => told.caused_by(other),
     };
     let told = told.left(error.left().iter().cloned());
-    match error.remedy() {
+    match remedy(error) {
         Some(remedy) => told.remedy(remedy),
         None => told,
     }
+}
+
+/// What to do, by commands alone: nvnet names functions beside them.
+fn remedy(error: &nvnet::Error) -> Option<String> {
+    use nvnet::Error;
+    let command = match error {
+        Error::Undone { source, .. } => return remedy(source),
+        Error::RollbackIncomplete { .. } => "run `nvcli repair`, then look at `nvcli list`",
+        Error::Unfinished { .. } => "nvcli repair",
+        Error::NotAttached { .. } => "`nvcli list` shows what is attached",
+        Error::Exhausted { what, .. } if *what != "id" => {
+            "--mode mirror, which needs no port; or detach something first"
+        }
+        other => return other.remedy(),
+    };
+    Some(command.into())
 }
 
 /// The namespace nvcli runs in, which nv-br is in.
@@ -109,5 +125,34 @@ impl Opener {
             pid: Some(found.pid),
         };
         Ok((netns, workload))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_is_a_command() {
+        let id = nvnet::AttachmentId::new(1).expect("not zero");
+        let absent = || nvnet::Error::NotAttached { id };
+        let undone = nvnet::Error::Undone {
+            undone: 1,
+            source: Box::new(nvnet::Error::Unfinished {
+                interface: "eth0".into(),
+                netns: "web".into(),
+            }),
+        };
+        let left = nvnet::Error::RollbackIncomplete {
+            left: vec!["nv-br".into()],
+            source: Box::new(absent()),
+        };
+        for (error, to_do) in [
+            (undone, "nvcli repair"),
+            (left, "run `nvcli repair`, then look at `nvcli list`"),
+            (absent(), "`nvcli list` shows what is attached"),
+        ] {
+            assert_eq!(net("x", &error).to_do(), Some(to_do));
+        }
     }
 }

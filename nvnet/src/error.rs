@@ -246,11 +246,11 @@ impl Error {
         }
     }
 
-    /// What to do about it, in one line, where something can be done.
+    /// What to do about it, in one line, where something can be done: functions of this crate, and commands that do the same.
     pub fn remedy(&self) -> Option<String> {
         let errno = |source: &io::Error| source.raw_os_error();
         Some(match self {
-            Self::RollbackIncomplete { .. } => "run `nvcli repair`, then look at `nvcli list`".into(),
+            Self::RollbackIncomplete { .. } => "`repair` undoes what is left (`nvcli repair`); then look at what `list` shows (`nvcli list`)".into(),
             Self::Undone { source, .. } => return source.remedy(),
             Self::Refused { source, .. }
             | Self::Netlink { source, .. }
@@ -273,14 +273,14 @@ impl Error {
                 "choose a container with a network of its own; the host's traffic is read without attaching".into()
             }
             Self::AlreadyAttached { .. } => "detach it first, or read its flows as it is".into(),
-            Self::Unfinished { .. } => "nvcli repair".into(),
-            Self::NotAttached { .. } => "`nvcli list` shows what is attached".into(),
+            Self::Unfinished { .. } => "`repair` undoes it (`nvcli repair`)".into(),
+            Self::NotAttached { .. } => "`list` shows what is attached (`nvcli list`)".into(),
             Self::Silent { .. } | Self::Unsafe { mode: crate::Mode::Inline, .. } => "use mirror mode: it leaves the container untouched".into(),
             Self::Unsafe { .. } => "use inline mode".into(),
             Self::Foreign { .. } => "rename or remove it, then try again".into(),
             Self::Exhausted { what: "id", .. } => "detach something first".into(),
             Self::Exhausted { .. } => {
-                "--mode mirror, which needs no port; or detach something first".into()
+                "use mirror mode, which needs no port; or detach something first".into()
             }
             Self::Locked { pid: Some(pid), .. } => format!("wait until it is done; if it hangs, `kill {pid}`, and what it leaves is repaired by the next attach"),
             Self::Locked { .. } => "wait until it is done".into(),
@@ -310,5 +310,37 @@ fn list(items: &[String]) -> String {
         "none".into()
     } else {
         items.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_is_told_to_callers_first_and_then_as_a_command() {
+        let id = crate::AttachmentId::new(1).expect("not zero");
+        let (interface, netns) = (String::from("eth0"), String::from("web"));
+        let incomplete = Error::RollbackIncomplete {
+            left: vec!["nv-br".into()],
+            source: Box::new(Error::NotAttached { id }),
+        };
+        for (error, function) in [
+            (incomplete, "repair"),
+            (Error::Unfinished { interface, netns }, "repair"),
+            (Error::NotAttached { id }, "list"),
+        ] {
+            let remedy = error.remedy().expect("there is something to do");
+            let place = |what: &str| remedy.find(what).expect("named");
+            assert!(
+                place(&format!("`{function}`")) < place(&format!("`nvcli {function}`")),
+                "{remedy}"
+            );
+        }
+        let full = Error::Exhausted {
+            what: "port",
+            taken: 1_023,
+        };
+        assert!(!full.remedy().expect("something to do").contains("--"));
     }
 }
