@@ -1,5 +1,8 @@
 //! A small network to try things in: a host, a bridge and containers, all of them namespaces without a name that
-//! vanish with the last handle. Used by the demo, the examples and the tests; nothing of the real host is touched.
+//! vanish with the last handle. Nothing of the real host is touched.
+//!
+//! For this workspace's tests, benches and `nvcli demo`: public since those are other crates, hidden since it is no part of the API. It may change in any
+//! version.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;

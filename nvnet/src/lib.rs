@@ -37,6 +37,7 @@ mod identity;
 mod ids;
 mod inventory;
 mod keep;
+#[doc(hidden)]
 pub mod lab;
 mod link;
 mod lock;
