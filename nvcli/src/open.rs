@@ -1,6 +1,8 @@
 //! From a target to its network namespace and the name its attachments get.
 
-use nvnet::{Attachment, Netns, Workload};
+use std::time::Duration;
+
+use nvnet::{Attachment, Netns, Session, Workload};
 
 use crate::container::Engine;
 use crate::escape;
@@ -43,6 +45,25 @@ fn remedy(error: &nvnet::Error) -> Option<String> {
 /// The namespace nvcli runs in, which nv-br is in.
 pub(crate) fn host() -> Result<Netns> {
     Netns::current().map_err(|error| net("cannot open the host's network namespace", &error))
+}
+
+/// How long another command is waited for without a word.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// The right to change what is attached in `host`; says whom it waits for. A signal ends the wait.
+pub(crate) fn session(host: &Netns, say: Say) -> Result<Session> {
+    let mut opened = Session::open_within(host, QUIET);
+    if let Err(nvnet::Error::Locked { pid, command, .. }) = &opened {
+        let whom = match (pid, command) {
+            (Some(pid), Some(command)) => format!("process {pid} ({})", escape::text(command)),
+            _ => "another process".into(),
+        };
+        say.note(format!(
+            "waiting for {whom}, which changes what is attached"
+        ));
+        opened = Session::open(host);
+    }
+    opened.map_err(|error| net("cannot change what is attached", &error))
 }
 
 /// What is attached to the nv-br in `host`.

@@ -71,6 +71,11 @@ fn main() {
         list_tells_of_the_hosts_side_and_doctor_of_the_inside,
     ));
     trials.push(privileged(
+        "who_waits_says_for_whom_and_can_be_interrupted",
+        NEEDS,
+        who_waits_says_for_whom_and_can_be_interrupted,
+    ));
+    trials.push(privileged(
         "remedies_can_be_given_to_a_shell",
         NEEDS,
         remedies_can_be_given_to_a_shell,
@@ -95,6 +100,30 @@ fn main() {
         trials.push(privileged(name, WITH_TSHARK, test));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn who_waits_says_for_whom_and_can_be_interrupted() -> Test {
+    let lab = Lab::new(&["web"])?;
+    let target = path_of(&lab.containers[0].netns);
+    let session = nvnet::Session::open(&lab.host).map_err(chain)?;
+    let whom = format!("waiting for process {} (live", std::process::id());
+    // Let go of after a while, so that one that cannot be interrupted is told and not waited for.
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let holder = std::thread::spawn(move || {
+        let _ = is_done.recv_timeout(std::time::Duration::from_secs(20));
+        drop(session);
+    });
+    for arguments in [&["repair"][..], &["detach", "--all"], &["attach", &target]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+        command.args(arguments);
+        let waits = lab.host.run(|| Beside::start(command, &whom))??;
+        let ended = waits.end().err().unwrap_or_else(|| "done".into());
+        let ended = ended.message().unwrap_or_default();
+        ensure(ended.contains("SIGINT"), format!("{arguments:?}: {ended}"))?;
+    }
+    drop(done);
+    holder.join().map_err(|_| "the holder panicked")?;
+    same("attached", nvnet::list(&lab.host).map_err(chain)?.len(), 0)
 }
 
 /// Of every interface of a target, as people and as programs read it, with the command to give.

@@ -228,11 +228,16 @@ pub fn repair_with(
     host: &Netns,
     judge: &dyn Fn(&Orphan<'_>) -> Fate,
 ) -> Result<Vec<Repaired>, Error> {
-    let others = crate::netns::all()
-        .into_iter()
-        .filter(|netns| netns != host)
-        .collect::<Vec<_>>();
-    repair_where(&mut Session::open(host)?, &others, judge, |_| true)
+    Session::open(host)?.repair_with(judge)
+}
+
+pub(crate) fn repair_in(
+    session: &mut Session,
+    judge: &dyn Fn(&Orphan<'_>) -> Fate,
+) -> Result<Vec<Repaired>, Error> {
+    let mut others = crate::netns::all();
+    others.retain(|netns| netns != session.host.netns());
+    repair_where(session, &others, judge, |_| true)
 }
 
 /// The same for the attachments of one namespace and for what nothing depends on yet: quick enough to be done ahead of

@@ -205,6 +205,17 @@ impl Session {
         locked(&self.shared.state)
     }
 
+    /// As [`repair_with`](crate::repair_with).
+    ///
+    /// # Errors
+    /// As [`repair`](crate::repair).
+    pub fn repair_with(
+        &mut self,
+        judge: &dyn Fn(&Orphan<'_>) -> Fate,
+    ) -> Result<Vec<Repaired>, Error> {
+        inventory::repair_in(self, judge)
+    }
+
     /// Undoes what a process that was killed left half-done in `target`, and what nothing depends on yet; `judge` says what
     /// becomes of an [`Orphan`].
     ///

@@ -11,7 +11,7 @@ use crate::cmd::detach::still_there;
 use crate::cmd::list;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
-use crate::open::{Opener, host, net};
+use crate::open::{Opener, host, net, session};
 use crate::orphan::Judge;
 use crate::signals::uninterrupted;
 use crate::target::Target;
@@ -24,8 +24,7 @@ pub(crate) fn run(args: &Attach, say: Say) -> Result<()> {
     let host = host()?;
     let mut opener = Opener::default();
     // One for all targets: what is attached is read once, and nothing comes between.
-    let mut session =
-        Session::open(&host).map_err(|error| net("cannot read what is attached", &error))?;
+    let mut session = session(&host, say)?;
     if args.dry_run {
         for target in &args.targets {
             let plan = plan(args, &host, target, &mut opener, say)?

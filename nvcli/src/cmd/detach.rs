@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 
-use nvnet::{Attachment, AttachmentId, Netns, Session};
+use nvnet::{Attachment, AttachmentId, Netns};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ use crate::container::Engine;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::names::{Current, is_called};
-use crate::open::{host, net, netns_of};
+use crate::open::{host, net, netns_of, session};
 use crate::signals::uninterrupted;
 use crate::target::Target;
 
@@ -30,8 +30,7 @@ struct Detached<'a> {
 /// Detaches the targets; one that fails does not keep the others.
 pub(crate) fn run(args: &Detach, say: Say) -> Result<()> {
     let host = host()?;
-    let mut session =
-        Session::open(&host).map_err(|error| net("cannot read what is attached", &error))?;
+    let mut session = session(&host, say)?;
     let mut attached = session.attached().to_vec();
     Current::default().apply(&mut attached);
     let mut chosen: Vec<&Attachment> = Vec::new();

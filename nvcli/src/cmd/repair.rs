@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::args::{ListOutput, Repair};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
-use crate::open::{host, net};
+use crate::open::{host, net, session};
 use crate::orphan::Judge;
 use crate::signals::uninterrupted;
 
@@ -21,8 +21,11 @@ struct Line<'a> {
 pub(crate) fn run(args: &Repair, say: Say) -> Result<()> {
     let host = host()?;
     let judge = Judge::default();
-    let repaired = uninterrupted(|| nvnet::repair_with(&host, &|orphan| judge.fate(orphan)))
+    // A signal ends the wait for others, and nothing afterwards.
+    let mut session = session(&host, say)?;
+    let repaired = uninterrupted(|| session.repair_with(&|orphan| judge.fate(orphan)))
         .map_err(|error| net("cannot repair everything", &error))?;
+    drop(session);
     if repaired.is_empty() {
         say.note("nothing to repair");
     }
