@@ -40,6 +40,9 @@ const SWEEPS: u32 = 20;
 /// How long after a failure it is tried again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
+/// How long the keeper waits for others that change what is attached, in one turn: shorter than it is thought to hang.
+const WAITS: Duration = Duration::from_secs(20);
+
 /// What the keeper is told.
 #[derive(Debug)]
 pub(crate) enum News {
@@ -151,6 +154,8 @@ pub(crate) struct Keeper {
     sweep: Option<Instant>,
     /// How often more that is done if something is there that nobody is known to have.
     sweeps: u32,
+    /// Until when others are waited for in this turn; what is not done by then is tried again.
+    waits_until: Instant,
     round: Instant,
     rounds: u64,
     /// What was read inside namespaces that no engine tells of.
@@ -206,6 +211,7 @@ impl Keeper {
             session: None,
             sweep: Some(Instant::now()),
             sweeps: 0,
+            waits_until: Instant::now(),
             round: Instant::now() + ROUND,
             rounds: 0,
             addresses: HashMap::new(),
@@ -380,6 +386,7 @@ impl Keeper {
     /// Does what is due.
     fn work(&mut self) {
         let now = Instant::now();
+        self.waits_until = now + WAITS;
         if self.round <= now {
             self.look_around();
         }
@@ -500,9 +507,15 @@ impl Keeper {
     }
 
     fn session(&mut self) -> Result<&mut Session, Error> {
+        let session = self.take_session()?;
+        Ok(self.session.insert(session))
+    }
+
+    fn take_session(&mut self) -> Result<Session, Error> {
+        let wait = self.waits_until.saturating_duration_since(Instant::now());
         match self.session.take() {
-            Some(session) => Ok(self.session.insert(session)),
-            None => Ok(self.session.insert(Session::open(&self.host)?)),
+            Some(session) => Ok(session),
+            None => Session::open_within(&self.host, wait),
         }
     }
 
@@ -703,10 +716,7 @@ impl Keeper {
         let half_done =
             originals.count() != inline.count() || (mine.is_empty() && links.iter().any(is_ours));
         if half_done || mine.iter().any(|a| a.health != Health::Whole) {
-            let mut session = match self.session.take() {
-                Some(session) => session,
-                None => Session::open(&self.host).map_err(|error| failed(&error))?,
-            };
+            let mut session = self.take_session().map_err(|error| failed(&error))?;
             let judge = |orphan: &Orphan<'_>| orphan::decide(orphan, |id| self.interfaces(id, of));
             let repaired = session
                 .repair_target(netns, &judge)
@@ -734,10 +744,7 @@ impl Keeper {
         let mut refused: Vec<String> = Vec::new();
         let mut again = false;
         for link in wanted {
-            let session = match self.session.take() {
-                Some(session) => session,
-                None => Session::open(&self.host).map_err(|error| failed(&error))?,
-            };
+            let session = self.take_session().map_err(|error| failed(&error))?;
             let done = Plan::new(&self.host, netns, workload.clone())
                 .mode(mode)
                 .interface(&link.name)
@@ -889,6 +896,7 @@ impl Keeper {
     /// The end: takes back what it is told to.
     fn end(mut self) {
         self.session = None;
+        self.waits_until = Instant::now() + WAITS;
         if self.config.on_exit != super::config::OnExit::Detach {
             return;
         }
