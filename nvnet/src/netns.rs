@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -108,7 +108,10 @@ impl Netns {
             netns: label.clone(),
             source,
         };
-        let file = File::open(path).map_err(failed)?;
+        // Any path can be given: a pipe would be waited for until somebody writes into it.
+        let mut how = OpenOptions::new();
+        how.read(true).custom_flags(libc::O_NONBLOCK);
+        let file = how.open(path).map_err(failed)?;
         let stat = file.metadata().map_err(failed)?;
         // The kernel says which kind of namespace it is; anything else (a plain file, a user namespace) is refused here
         // and not at setns(2), where the message would be "invalid argument".
@@ -381,6 +384,19 @@ mod tests {
                 .is_some_and(|s| s.to_string().contains("no network namespace"))
         );
         assert!(Netns::at_path(Path::new("/dev/null")).is_err());
+    }
+
+    #[test]
+    fn a_pipe_without_a_writer_is_refused_at_once() {
+        let name = format!("nvnet-pipe-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        let (done, outcome) = std::sync::mpsc::channel();
+        let opened = path.clone();
+        std::thread::spawn(move || done.send(Netns::at_path(&opened).map(drop)));
+        let outcome = outcome.recv_timeout(std::time::Duration::from_secs(10));
+        std::fs::remove_file(&path).expect("it was made");
+        assert!(outcome.expect("it does not wait").is_err());
     }
 
     #[test]
