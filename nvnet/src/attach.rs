@@ -238,6 +238,12 @@ impl Plan {
                         .map_or("another link", |l| &l.name);
                     return Err(refuse(format!("it is a port of `{master}`")));
                 }
+                if !link.is_text {
+                    return Err(refuse(
+                        "its name or its alias is no UTF-8, and would not be put back as it is"
+                            .into(),
+                    ));
+                }
                 if link.has_xdp {
                     return Err(refuse("an XDP program is attached to it".into()));
                 }

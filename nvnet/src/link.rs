@@ -119,6 +119,8 @@ pub struct Link {
     pub(crate) rp_filter: u32,
     /// Its IPv4 and IPv6 sysctls as the kernel's octets, but for some; to be compared alone.
     pub(crate) settings: Vec<u8>,
+    /// Its name and its alias are UTF-8, and so what they are here.
+    pub(crate) is_text: bool,
     /// An ipvlan in mode l3s: what it receives passes no rule of its own.
     pub(crate) is_l3s: bool,
     kind_of_header: u16,
@@ -164,9 +166,11 @@ impl Link {
     fn parse(body: &[u8]) -> Option<Self> {
         let head = body.get(..IFINFOMSG)?;
         let attrs = &body[IFINFOMSG..];
-        let text = |value: &[u8]| {
-            String::from_utf8_lossy(value.split(|&b| b == 0).next().unwrap_or_default())
-                .into_owned()
+        let octets = |value| <[u8]>::split(value, |&b| b == 0).next().unwrap_or_default();
+        let text = |value| String::from_utf8_lossy(octets(value)).into_owned();
+        let is_text = |kind| {
+            let value = attr::find(attrs, kind).map(octets).unwrap_or_default();
+            std::str::from_utf8(value).is_ok()
         };
         let mac = attr::find(attrs, ifla::ADDRESS)
             .and_then(|v| v.try_into().ok())
@@ -195,6 +199,7 @@ impl Link {
             index: attr::u32_of(&head[4..])?,
             flags: attr::u32_of(&head[8..])?,
             name: text(attr::find(attrs, ifla::IFNAME)?),
+            is_text: is_text(ifla::IFNAME) && is_text(ifla::IFALIAS),
             is_l3s: kind.as_deref() == Some("ipvlan") && mode == Some(IPVLAN_L3S),
             kind,
             mac,

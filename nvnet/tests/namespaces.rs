@@ -141,6 +141,10 @@ fn main() {
         inline_is_refused_where_it_would_cut_connections,
     );
     add(
+        "inline_is_refused_where_a_name_is_no_text",
+        inline_is_refused_where_a_name_is_no_text,
+    );
+    add(
         "what_changed_while_attached_stays",
         what_changed_while_attached_stays,
     );
@@ -1174,6 +1178,32 @@ fn inline_is_refused_where_it_would_cut_connections() -> Result<(), Failed> {
         Err(Error::Unsafe { why, .. }) if why.contains("macvlan") => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
+}
+
+/// What is no text could not be given to the one in its place, nor put back.
+fn inline_is_refused_where_a_name_is_no_text() -> Result<(), Failed> {
+    for make in [
+        r#"name=$(printf 'eth\351')
+        ip link set eth0 down && ip link set eth0 name "$name" && ip link set "$name" up"#,
+        r#"ip link set eth0 alias "$(printf 'eth\351')""#,
+    ] {
+        let lab = Lab::new(&["web"])?;
+        let web = &lab.containers[0].netns;
+        // Fails without it.
+        let is_there = || sh_in(web, r"ip link | od -An -c | tr -d ' \n' | grep -q eth351");
+        sh_in(web, make)?;
+        is_there()?;
+        let all = |mode| Plan::new(&lab.host, web, Workload::default()).mode(mode);
+        let error = all(Mode::Inline).check().err();
+        ensure(
+            matches!(&error, Some(Error::Unsafe { why, .. }) if why.contains("UTF-8")),
+            format!("{error:?}"),
+        )?;
+        let attached = all(Mode::Mirror).check()?.attach()?;
+        detach(&lab, attached[0].id)?;
+        is_there()?;
+    }
+    Ok(())
 }
 
 fn what_changed_while_attached_stays() -> Result<(), Failed> {
