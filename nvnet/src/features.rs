@@ -9,6 +9,9 @@ use crate::socket::RouteSocket;
 use crate::tc::{self, Classifier, Filter, Hook, Mirred};
 use crate::{Error, MacAddr, Netns, bpf};
 
+/// How the lack of eBPF is told.
+pub(crate) const EBPF: &str = "eBPF (CONFIG_BPF_SYSCALL, and CAP_BPF or CAP_SYS_ADMIN)";
+
 /// The outcome of a probe: done, or why not.
 pub type Probe = Result<(), String>;
 
@@ -158,10 +161,7 @@ impl Features {
                 "BPF classifier (CONFIG_NET_CLS_BPF, module cls_bpf)",
                 &self.cls_bpf,
             ),
-            (
-                "eBPF (CONFIG_BPF_SYSCALL, and CAP_BPF or CAP_SYS_ADMIN)",
-                &self.ebpf,
-            ),
+            (EBPF, &self.ebpf),
         ];
         let more: [(&'static str, &Probe); 2] = [
             ("veth", &self.veth),

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::{Error, Netns, netns, sys};
+use crate::{Error, Netns, features, netns, sys};
 
 /// From looking once more whether it is one's turn to the next look: twice as long each time.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
@@ -32,10 +32,16 @@ impl Lock {
     /// Waits until no other process changes this namespace, but no longer than `wait`.
     pub(crate) fn of(host: &Netns, wait: Duration) -> Result<Self, Error> {
         let begun = Instant::now();
-        let failed = |source| Error::Netns {
-            op: "lock",
-            netns: host.label().into(),
-            source,
+        let failed = |source: io::Error| match source.raw_os_error() {
+            Some(libc::ENOSYS) => Error::Unsupported {
+                feature: features::EBPF,
+                why: source.to_string(),
+            },
+            _ => Error::Netns {
+                op: "lock",
+                netns: host.label().into(),
+                source,
+            },
         };
         let (ticket, mut ahead) = draw(&name(host)).map_err(failed)?;
         let (mut pause, mut is_told) = (PAUSES.0, false);
