@@ -120,7 +120,11 @@ impl Ip<'_> {
 /// What tells the fragments of one packet from another's and where this one lies in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// What the fragments of one packet share, beside addresses and protocol.
+    /// What the fragments of one packet share: in IPv4 beside the addresses and the protocol (RFC 791, section 3.2), in IPv6 beside the
+    /// addresses alone (RFC 8200, section 4.5).
+    ///
+    /// The [`protocol`](Headers::protocol) of a later IPv6 fragment is what its own fragment header says next, which is to be ignored: that of
+    /// the first one counts.
     pub identification: u32,
     /// Where it begins in the packet's payload, in octets; 0 is the one with the ports.
     pub offset: u16,
