@@ -56,7 +56,8 @@ pub struct MeterConfig {
     pub timeouts: Timeouts,
     /// Where the observation point's id comes from. Default: none.
     pub observation: Observation,
-    /// Whether packets in tunnels are metered by the innermost packet, or by the outermost. Default: the outermost.
+    /// Whether packets in tunnels are metered by the innermost packet, or by the outermost. Which tunnels, and by which UDP ports they are known:
+    /// [`nvcapture::wire::Headers::decapsulate`]. Default: the outermost.
     pub decapsulate: bool,
     /// Whether equal addresses and ports on different VLANs are different connections; of two tags (QinQ) both count. Default: yes.
     pub vlan_in_key: bool,

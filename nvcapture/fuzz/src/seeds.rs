@@ -159,6 +159,7 @@ pub fn frames() -> Vec<Seed> {
     for tunnel in [
         nested.clone(),
         over_udp(4790, &[0x0c, 0, 0, 1, 0, 0, 9, 0], &tcp),
+        over_udp(8472, &[8, 0, 0, 0, 0, 0, 9, 0], &ethernet_tcp),
         over_udp(6081, &[0, 0, 0x65, 0x58, 0, 0, 1, 0], &ethernet_tcp),
         over_udp(2152, &gtp, &tcp),
         over_udp(3544, &[], &tcp6),

@@ -456,7 +456,7 @@ impl<'t> Parser<'t> {
             "pppoes" => "use `ether proto 0x8864`",
             "pppoed" => "use `ether proto 0x8863`",
             "geneve" => "use `udp port 6081`",
-            "vxlan" => "use `udp port 4789`",
+            "vxlan" => "use `udp port 4789`, or 8472 where Linux chose",
             "protochain" => "use `ip6[6] = N`, or `ip6 proto N` without extension headers",
             "ifname" | "on" | "ifindex" => "use --container",
             "decnet" | "iso" | "stp" | "ipx" | "netbeui" | "atalk" | "aarp" | "lat" | "moprc"

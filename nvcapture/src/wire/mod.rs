@@ -213,7 +213,9 @@ impl<'f> Headers<'f> {
     /// The packet inside the innermost tunnel that can be read, with the outermost tunnel's endpoints; `None` when this is no tunnel's
     /// packet, or what it carries is not IP.
     ///
-    /// Tunnels: IP in IP, 6in4, GRE (with ERSPAN and PPTP), and by their UDP ports VXLAN, Geneve, GTP-U, Teredo.
+    /// Tunnels: IP in IP, 6in4, GRE (with ERSPAN and PPTP), and by their UDP ports VXLAN (to 4789; to 4790 with the generic protocol extension;
+    /// to 8472, which Linux, Flannel and Cilium use, only if its header's fixed bits are all as they must be), Geneve (to 6081), GTP-U (2152),
+    /// Teredo (3544).
     pub fn decapsulate(&self) -> Option<Self> {
         tunnel::innermost(self)
     }

@@ -13,7 +13,7 @@ pub enum TunnelKind {
     IpInIp,
     /// GRE (RFC 2784), also with ERSPAN or PPTP's PPP in it.
     Gre,
-    /// VXLAN (RFC 7348), also with its generic protocol extension.
+    /// VXLAN (RFC 7348), also with its generic protocol extension, and to the port that Linux used before there was one for it.
     Vxlan,
     /// Geneve (RFC 8926).
     Geneve,
@@ -80,6 +80,7 @@ fn inside<'f>(outer: &Headers<'f>) -> Option<(TunnelKind, Option<u32>, Headers<'
         (_, Transport::Udp(udp)) => match (udp.source_port(), udp.destination_port()) {
             (_, 4789) => vxlan(link, rest)?,
             (_, 4790) => vxlan_gpe(link, rest)?,
+            (_, 8472) => vxlan_by_looks(link, rest)?,
             (_, 6081) => geneve(link, rest)?,
             (2152, _) | (_, 2152) => gtp_u(link, rest)?,
             (3544, _) | (_, 3544) => teredo(link, rest)?,
@@ -138,6 +139,22 @@ fn vxlan<'f>(link: Link<'f>, rest: Rest<'f>) -> Found<'f> {
         Some(u32::from_be_bytes([0, a, b, c])),
         ethernet(link, rest.after(8)).ok()?,
     ))
+}
+
+/// VXLAN to UDP port 8472: Linux's port when none is given (drivers/net/vxlan), as Flannel and Cilium leave it.
+///
+/// The port is registered for OTV, whose header looks alike but for an overlay's number in bits that VXLAN reserves, and anybody may send
+/// from it: so all that is fixed must be as RFC 7348 wants it, and what is inside must come from one station.
+fn vxlan_by_looks<'f>(link: Link<'f>, rest: Rest<'f>) -> Found<'f> {
+    let &[0x08, 0, 0, 0, _, _, _, 0] = rest.octets.first_chunk()? else {
+        return None;
+    };
+    let &[.., from, _, _, _, _, _, _, _] = rest.octets.first_chunk::<22>()?;
+    // The group bit of the inner source address.
+    if from & 1 != 0 {
+        return None;
+    }
+    vxlan(link, rest)
 }
 
 /// VXLAN with a field for what it carries (draft-ietf-nvo3-vxlan-gpe).
@@ -217,4 +234,83 @@ fn teredo<'f>(link: Link<'f>, rest: Rest<'f>) -> Found<'f> {
         body = body.after(8);
     }
     Some((TunnelKind::Teredo, None, ipv6(link, body).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Frame, FrameMeta, Timestamp};
+
+    /// Ethernet, IPv4 and UDP to `port` around `payload`.
+    fn to_port(port: u16, payload: &[u8]) -> Vec<u8> {
+        let mut octets = vec![2; 12];
+        octets.extend([8, 0, 0x45, 0]);
+        octets.extend((28 + payload.len() as u16).to_be_bytes());
+        octets.extend([
+            0,
+            0,
+            0,
+            0,
+            64,
+            protocol::UDP,
+            0,
+            0,
+            10,
+            0,
+            0,
+            1,
+            10,
+            0,
+            0,
+            2,
+        ]);
+        octets.extend(50_000_u16.to_be_bytes());
+        octets.extend(port.to_be_bytes());
+        octets.extend((8 + payload.len() as u16).to_be_bytes());
+        octets.extend([0, 0]);
+        octets.extend(payload);
+        octets
+    }
+
+    /// Kind and id of the tunnel, and the port inside.
+    fn inside_of(octets: &[u8]) -> Option<(TunnelKind, Option<u32>, u16)> {
+        let meta = FrameMeta::ethernet(Timestamp::ZERO, octets.len() as u32);
+        let inner = Headers::parse(&Frame::new(octets, meta))
+            .expect("headers")
+            .decapsulate()?;
+        let tunnel = inner.tunnel.expect("a tunnel");
+        Some((tunnel.kind, tunnel.id, inner.destination_port()))
+    }
+
+    #[test]
+    fn vxlan_to_linuxs_port_is_known_by_its_looks() {
+        let inner = to_port(53, b"abc");
+        let header = [0x08, 0, 0, 0, 0, 0, 42, 0];
+        let whole = [&header[..], &inner].concat();
+        let expected = Some((TunnelKind::Vxlan, Some(42), 53));
+        assert_eq!(inside_of(&to_port(8472, &whole)), expected);
+        assert_eq!(inside_of(&to_port(4789, &whole)), expected);
+        // Any other bit of the fixed ones, such as OTV's overlay; to the port of VXLAN itself they are ignored, as RFC 7348 says.
+        for bit in (0..32).chain(56..64) {
+            let mut other = whole.clone();
+            other[bit / 8] ^= 0x80 >> (bit % 8);
+            assert_eq!(inside_of(&to_port(8472, &other)), None, "bit {bit}");
+            let has_id = bit != 4;
+            assert_eq!(inside_of(&to_port(4789, &other)).is_some(), has_id);
+        }
+        // A group sends nothing, other traffic has no IP there, and some is too short.
+        let mut group = whole.clone();
+        group[8 + 6] |= 1;
+        assert_eq!(inside_of(&to_port(8472, &group)), None);
+        let mut other = whole.clone();
+        other[8 + 12] = 9;
+        assert_eq!(inside_of(&to_port(8472, &other)), None);
+        for end in 0..8 + 14 + 20 {
+            assert_eq!(inside_of(&to_port(8472, &whole[..end])), None, "{end}");
+        }
+        // A client that happens to send from the port.
+        let mut answer = to_port(9999, &whole);
+        answer[34..36].copy_from_slice(&8472_u16.to_be_bytes());
+        assert_eq!(inside_of(&answer), None);
+    }
 }
