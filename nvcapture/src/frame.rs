@@ -2,11 +2,21 @@
 
 use std::fmt;
 use std::num::NonZeroU16;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A moment on the capture's clock: nanoseconds since the Unix epoch.
 ///
-/// Comes with a frame (the kernel's receive time stamp, or the file's); nothing here reads a clock.
+/// Comes with a frame (the kernel's receive time stamp, or the file's); nothing here reads a clock. A ring's frames are stamped by the system's
+/// clock, so what asks for the time now takes `SystemTime::now()`:
+///
+/// ```
+/// use std::time::SystemTime;
+/// use nvcapture::Timestamp;
+///
+/// let now: Timestamp = SystemTime::now().into();
+/// assert!(now > Timestamp::from_nanos(1_700_000_000_000_000_000));
+/// assert_eq!(Timestamp::from(SystemTime::from(now)), now);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(u64);
 
@@ -38,6 +48,23 @@ impl Timestamp {
     pub fn saturating_add(self, duration: Duration) -> Self {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(nanos))
+    }
+}
+
+/// Before 1970 the Unix epoch; after July 2554 the last moment that can be told.
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        match time.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(since) => Self::ZERO.saturating_add(since),
+            Err(_) => Self::ZERO,
+        }
+    }
+}
+
+/// Always exact: on Linux, a `SystemTime` tells nanoseconds of far more years.
+impl From<Timestamp> for SystemTime {
+    fn from(time: Timestamp) -> Self {
+        Self::UNIX_EPOCH + Duration::from_nanos(time.as_nanos())
     }
 }
 
@@ -229,5 +256,37 @@ impl<'b> Frame<'b> {
     #[doc(alias = "tp_len")]
     pub const fn wire_len(&self) -> u32 {
         self.meta.wire_len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_the_system_are_clamped_to_what_can_be_told() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        let year = Duration::from_secs(365 * 86_400);
+        for (time, nanos) in [
+            (epoch - Duration::from_nanos(1), 0),
+            (epoch - 100 * year, 0),
+            (epoch, 0),
+            (
+                epoch + Duration::new(1_700_000_000, 7),
+                1_700_000_000_000_000_007,
+            ),
+            (epoch + Duration::from_nanos(u64::MAX), u64::MAX),
+            (
+                epoch + Duration::from_nanos(u64::MAX) + Duration::from_nanos(1),
+                u64::MAX,
+            ),
+            (epoch + 10_000 * year, u64::MAX),
+        ] {
+            assert_eq!(Timestamp::from(time).as_nanos(), nanos, "{time:?}");
+        }
+        for nanos in [0, 1, 1_700_000_000_000_000_007, u64::MAX] {
+            let time = Timestamp::from_nanos(nanos);
+            assert_eq!(Timestamp::from(SystemTime::from(time)), time);
+        }
     }
 }
