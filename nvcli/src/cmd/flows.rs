@@ -979,10 +979,7 @@ pub(crate) fn metering(
 
 /// The time, as frames are stamped with it.
 pub(crate) fn wall_clock() -> Timestamp {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+    SystemTime::now().into()
 }
 
 /// The time up to which all frames are here.
