@@ -78,7 +78,8 @@ pub struct FileInterface {
     pub description: Option<String>,
     /// Octets that were kept of a frame at most; 0 when there was no limit.
     pub snaplen: u32,
-    /// Frames that the capturing program said it lost (`isb_ifdrop` and `isb_osdrop` of the latest statistics).
+    /// Frames that the capturing program said it lost: `isb_ifdrop` and `isb_osdrop`, of each the most that any statistics told, as they count
+    /// from the capture's start. Statistics that leave one out say nothing of it.
     pub dropped: u64,
 }
 
@@ -115,6 +116,8 @@ struct PcapNg {
     section: usize,
     clocks: Vec<Clock>,
     interfaces: Vec<FileInterface>,
+    /// Of each interface the most that `isb_ifdrop` and `isb_osdrop` told.
+    losses: Vec<[u64; 2]>,
 }
 
 /// What it takes to read a frame of one interface.
@@ -418,7 +421,7 @@ impl<R: Read> FrameSource for CaptureFile<R> {
         CaptureFile::next_block(self)
     }
 
-    /// `dropped` is what the capturing program wrote into the file.
+    /// `dropped` is what the capturing program wrote into the file, of all interfaces together.
     fn stats(&mut self) -> Result<SourceStats, Error> {
         Ok(SourceStats {
             frames: self.tally.frames,
@@ -740,14 +743,22 @@ impl PcapNg {
                 return Err("interface statistics too short");
             };
             let number = self.section.saturating_add(order.u32(body, 0) as usize);
-            let Some(interface) = self.interfaces.get_mut(number) else {
+            let known = self.interfaces.get_mut(number);
+            let Some((interface, losses)) = known.zip(self.losses.get_mut(number)) else {
                 return Err("statistics of an interface that was not described");
             };
-            interface.dropped = order
-                .options(options)
-                .filter(|(code, _)| matches!(code, 5 | 7))
-                .filter_map(|(_, value)| order.u64(value))
-                .fold(0, u64::saturating_add);
+            for (code, value) in order.options(options) {
+                let place = match code {
+                    5 => 0,
+                    7 => 1,
+                    _ => continue,
+                };
+                if let Some(told) = order.u64(value) {
+                    // Both count from the capture's start, so less is no news.
+                    losses[place] = losses[place].max(told);
+                }
+            }
+            interface.dropped = losses[0].saturating_add(losses[1]);
             return Ok(());
         }
         let Some(options) = body.get(8..) else {
@@ -786,6 +797,7 @@ impl PcapNg {
         }
         self.clocks.push(clock);
         self.interfaces.push(interface);
+        self.losses.push([0; 2]);
         Ok(())
     }
 }

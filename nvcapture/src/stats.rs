@@ -26,7 +26,7 @@ pub struct SourceStats {
 }
 
 impl SourceStats {
-    /// Adds those of another source.
+    /// Adds those of another source; at the end of what can be told it stays there, as a file's losses may be anything.
     pub fn merge(&mut self, other: &Self) {
         // Field by field without `..`, so that none can be forgotten.
         let Self {
@@ -37,11 +37,39 @@ impl SourceStats {
             dropped_untold,
             freezes,
         } = other;
-        self.frames += frames;
-        self.wire_octets += wire_octets;
-        self.truncated += truncated;
-        self.dropped += dropped;
-        self.dropped_untold += dropped_untold;
-        self.freezes += freezes;
+        self.frames = self.frames.saturating_add(*frames);
+        self.wire_octets = self.wire_octets.saturating_add(*wire_octets);
+        self.truncated = self.truncated.saturating_add(*truncated);
+        self.dropped = self.dropped.saturating_add(*dropped);
+        self.dropped_untold = self.dropped_untold.saturating_add(*dropped_untold);
+        self.freezes = self.freezes.saturating_add(*freezes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_sum_overflows() {
+        let most = SourceStats {
+            frames: 1,
+            wire_octets: 2,
+            truncated: 3,
+            dropped: u64::MAX,
+            dropped_untold: 4,
+            freezes: 5,
+        };
+        let mut sum = most;
+        sum.merge(&most);
+        let expected = SourceStats {
+            frames: 2,
+            wire_octets: 4,
+            truncated: 6,
+            dropped: u64::MAX,
+            dropped_untold: 8,
+            freezes: 10,
+        };
+        assert_eq!(sum, expected);
     }
 }

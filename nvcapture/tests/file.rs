@@ -755,6 +755,58 @@ fn writer_tells_interfaces_and_losses() {
     );
 }
 
+#[test]
+fn losses_add_up_and_never_decrease() {
+    let word = |big_endian: bool, value: u64| {
+        if big_endian {
+            value.to_be_bytes()
+        } else {
+            value.to_le_bytes()
+        }
+    };
+    for big_endian in [false, true] {
+        // Of the section's interface `number`: `isb_ifdrop` and `isb_osdrop`.
+        let told = |file: Build, number: u32, dropped: [Option<u64>; 2]| {
+            file.block(5, |b| {
+                let mut b = b.u32(number).u64(0).option(4, &word(big_endian, 99));
+                for (code, value) in [5, 7].into_iter().zip(dropped) {
+                    if let Some(value) = value {
+                        b = b.option(code, &word(big_endian, value));
+                    }
+                }
+                b.option(0, b"")
+            })
+            .packet(number, 1, b"abc", 3)
+        };
+        let mut file = Build::new(big_endian)
+            .section()
+            .interface(1, 0, |b| b)
+            .interface(1, 0, |b| b);
+        for (number, dropped) in [
+            (0, [Some(5), Some(3)]),
+            (0, [None, None]),
+            (1, [None, Some(10)]),
+            (0, [Some(6), None]),
+            (0, [Some(2), None]),
+        ] {
+            file = told(file, number, dropped);
+        }
+        file = file.section().interface(1, 0, |b| b);
+        for dropped in [[Some(100), None], [None, None], [None, Some(u64::MAX)]] {
+            file = told(file, 0, dropped);
+        }
+        let file = file.octets;
+        let mut capture = CaptureFile::new(&file[..]);
+        let mut totals = Vec::new();
+        while matches!(capture.next_block(), Ok(Next::Block(_))) {
+            totals.push(capture.stats().unwrap().dropped);
+        }
+        assert_eq!(totals, [8, 8, 18, 19, 19, 119, 119, u64::MAX]);
+        let each: Vec<_> = capture.interfaces().iter().map(|i| i.dropped).collect();
+        assert_eq!(each, [9, 10, u64::MAX]);
+    }
+}
+
 /// Fails after some octets.
 struct Full(usize);
 
