@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use nvcapture::{CaptureWriter, Frame, FrameMeta, InterfaceDescription, Timestamp};
+use nvcapture::{CaptureWriter, Frame, FrameMeta, InterfaceDescription, SourceStats, Timestamp};
 use serde_json::Value;
 
 fn nvcli() -> Command {
@@ -378,6 +378,43 @@ fn wrapped() -> Vec<Vec<u8>> {
             frame
         })
         .collect()
+}
+
+#[test]
+fn losses_that_a_file_tells_add_up_whatever_it_says() {
+    let mut writer = CaptureWriter::new(Vec::new(), "test").unwrap();
+    for dropped in [u64::MAX, 7] {
+        let number = writer
+            .add_interface(&InterfaceDescription::default())
+            .unwrap();
+        let frame = [0; 60];
+        let meta = FrameMeta::ethernet(Timestamp::ZERO, 60);
+        writer.write(number, &Frame::new(&frame, meta)).unwrap();
+        let stats = SourceStats {
+            dropped,
+            ..SourceStats::default()
+        };
+        writer
+            .write_statistics(number, Timestamp::ZERO, &stats)
+            .unwrap();
+    }
+    let folder = Folder::new();
+    let file = folder.file("lost.pcapng", &writer.finish().unwrap());
+    // Twice, since each file's are added to those of the one before.
+    let output = run(&[
+        "flows",
+        "--stats",
+        "--read",
+        text(&file),
+        "--read",
+        text(&file),
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("18,446,744,073,709,551,615"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]

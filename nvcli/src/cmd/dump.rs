@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use nvcapture::{CaptureFile, Next};
+use nvcapture::{CaptureFile, FrameSource as _, Next};
 
 use crate::args::duration;
 use crate::capture_file::{Files, Rotation, chosen};
@@ -76,11 +76,7 @@ pub(crate) fn run(args: &Dump, say: Say) -> Result<()> {
         }
     };
     // What fell out while it was read is missing in between: lost, like what the kernel drops.
-    files.lost = capture
-        .interfaces()
-        .iter()
-        .map(|interface| interface.dropped)
-        .sum();
+    files.lost = capture.stats().map_or(0, |stats| stats.dropped);
     let lost = files.lost;
     let files = files.finish()?;
     read.map_err(|error| {

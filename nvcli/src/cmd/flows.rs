@@ -586,12 +586,9 @@ impl Reading<'_, '_> {
             self.totals.frames += stats.frames;
             self.totals.wire_octets += stats.wire_octets;
             self.totals.truncated += stats.truncated;
+            // The file's word, which may be anything.
+            self.lost_before = self.lost_before.saturating_add(stats.dropped);
         }
-        self.lost_before += capture
-            .interfaces()
-            .iter()
-            .map(|interface| interface.dropped)
-            .sum::<u64>();
         ended
     }
 }
