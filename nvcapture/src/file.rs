@@ -19,10 +19,16 @@ const MAX_RECORD: usize = 16 << 20;
 const FIRST_CHUNK: usize = 4 << 10;
 /// Octets asked of read(2) at most.
 const CHUNK: usize = 256 << 10;
-/// Interfaces that one file may describe.
+/// The longest that the buffer becomes: a record, and room to read on behind it.
+const MAX_BUFFER: usize = MAX_RECORD + 2 * CHUNK;
+/// Interfaces that one file may describe, in all its sections.
 const MAX_INTERFACES: usize = 65_536;
 /// Octets of an interface's name or description that are kept.
 const MAX_NAME: usize = 255;
+/// What the names and descriptions of one file may cost together. Unit: octets of memory.
+const MAX_TEXTS: usize = 2 << 20;
+/// What a text costs beside its octets: the allocator's own words and rounding.
+const TEXT_COST: usize = 32;
 
 const NG_SECTION: u32 = 0x0a0d_0d0a;
 const NG_BYTE_ORDER: u32 = 0x1a2b_3c4d;
@@ -35,8 +41,11 @@ const NG_ENHANCED_PACKET: u32 = 6;
 /// Frames of a pcap or pcapng capture: a file, a pipe, any [`Read`].
 ///
 /// pcap with micro- and nanoseconds, also with the longer record heads of modified libpcaps; pcapng with any number of
-/// sections, interfaces and clock resolutions; both in both byte orders. Nothing is trusted: memory stays bounded (one
-/// buffer, which holds the longest record: 16 MiB at most) whatever the file claims.
+/// sections and clock resolutions, and up to 65,536 interfaces, those of all sections together (more count as damage, as frames are told apart
+/// by their number in the file); both in both byte orders.
+///
+/// Nothing is trusted: memory stays below 32 MiB whatever the file claims. That is one buffer, which grows to the longest record, 16 MiB at
+/// most, and what is kept of interfaces: 136 octets for each, and 2 MiB of names and descriptions. A usual file takes half a MiB.
 ///
 /// A damaged or cut file is read up to the damage: the frames before it are handed out, then comes
 /// [`Error::Damaged`], once, and after that [`Next::End`].
@@ -72,9 +81,12 @@ pub struct CaptureFile<R = File> {
 /// What a capture file tells of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileInterface {
-    /// `if_name`, cut to 255 octets.
+    /// `if_name`, cut to 255 octets at a character's end; what is not UTF-8 is replaced by U+FFFD before that.
+    ///
+    /// `None` where the file tells none, or where its names and descriptions would take more than 2 MiB of memory, each counted with 32 octets more
+    /// than it has: those that do not fit are left out.
     pub name: Option<String>,
-    /// `if_description`, cut to 255 octets.
+    /// `if_description`; as the name.
     pub description: Option<String>,
     /// Octets that were kept of a frame at most; 0 when there was no limit.
     pub snaplen: u32,
@@ -118,6 +130,8 @@ struct PcapNg {
     interfaces: Vec<FileInterface>,
     /// Of each interface the most that `isb_ifdrop` and `isb_osdrop` told.
     losses: Vec<[u64; 2]>,
+    /// What the texts of `interfaces` cost, up to [`MAX_TEXTS`].
+    texts: usize,
 }
 
 /// What it takes to read a frame of one interface.
@@ -288,8 +302,14 @@ impl<R: Read> CaptureFile<R> {
         while self.filled < length && !self.at_end {
             // Grows with what has come, not with what a length claims.
             let more = (2 * self.buffer.len()).clamp(FIRST_CHUNK, CHUNK);
-            let room = (self.filled + more).min(MAX_RECORD + 2 * CHUNK);
+            let room = (self.filled + more).min(MAX_BUFFER);
             if self.buffer.len() < room {
+                if self.buffer.capacity() < room {
+                    // Not left to the vector, which would take twice as much at last. In few steps, since both are there while one is copied
+                    // to the next; what is not touched costs nothing.
+                    let capacity = (4 * self.buffer.capacity()).clamp(room, MAX_BUFFER);
+                    self.buffer.reserve_exact(capacity - self.buffer.len());
+                }
                 self.buffer.resize(room, 0);
             }
             match self.input.read(&mut self.buffer[self.filled..]) {
@@ -778,10 +798,11 @@ impl PcapNg {
             snaplen: clock.snaplen,
             ..FileInterface::default()
         };
+        let (mut name, mut description) = (None, None);
         for (code, value) in order.options(options) {
             match (code, value) {
-                (2, _) => interface.name = Some(text(value)),
-                (3, _) => interface.description = Some(text(value)),
+                (2, _) => name = Some(value),
+                (3, _) => description = Some(value),
                 (9, [resolution, ..]) => clock.scale = Scale::of(*resolution),
                 // Told in bits by the specification, in octets by some writers.
                 (13, [length, ..]) => {
@@ -795,16 +816,26 @@ impl PcapNg {
                 _ => {}
             }
         }
+        interface.name = name.and_then(|value| self.text(value));
+        interface.description = description.and_then(|value| self.text(value));
         self.clocks.push(clock);
         self.interfaces.push(interface);
         self.losses.push([0; 2]);
         Ok(())
     }
-}
 
-/// Text of an option, cut and made valid.
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(&value[..value.len().min(MAX_NAME)]).into_owned()
+    /// Text of an option, made valid and cut; `None` when it would be too much with those before.
+    fn text(&mut self, value: &[u8]) -> Option<String> {
+        // A character that begins before the cut is all here, and what is no character takes as many octets or more when it is replaced.
+        let valid = String::from_utf8_lossy(&value[..value.len().min(MAX_NAME + 3)]);
+        let cut = &valid[..valid.floor_char_boundary(MAX_NAME)];
+        let texts = self.texts + cut.len() + TEXT_COST;
+        if texts > MAX_TEXTS {
+            return None;
+        }
+        self.texts = texts;
+        Some(cut.to_owned())
+    }
 }
 
 /// `epb_flags`: direction in bits 0 and 1, reception type in bits 2 to 4.

@@ -601,6 +601,118 @@ fn what_a_length_claims_is_not_allocated() {
     }
 }
 
+/// Parts of a file, each so many times.
+struct Parts<'a> {
+    parts: &'a [(&'a [u8], usize)],
+    at: usize,
+}
+
+impl Read for Parts<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(((part, times), later)) = self.parts.split_first() {
+            if self.at == part.len() * times {
+                (self.parts, self.at) = (later, 0);
+                continue;
+            }
+            let rest = &part[self.at % part.len()..];
+            let n = rest.len().min(buffer.len());
+            buffer[..n].copy_from_slice(&rest[..n]);
+            self.at += n;
+            return Ok(n);
+        }
+        Ok(0)
+    }
+}
+
+#[test]
+fn interfaces_that_a_file_describes_do_not_fill_memory() {
+    // What is no UTF-8 is longer once it is replaced.
+    let name = [0xff; 600];
+    let section = Build::new(false).section().octets;
+    let interface = Build::new(false)
+        .interface(1, 0, |b| b.option(2, &name).option(3, &name))
+        .octets;
+    let short = Build::new(false)
+        .interface(1, 0, |b| b.option(2, b""))
+        .octets;
+    let octets = vec![7; (16 << 20) - 64];
+    let packet = Build::new(false)
+        .packet(0, 1, &octets, octets.len() as u32)
+        .octets;
+    for described in [&interface, &short] {
+        let parts = [
+            (&section[..], 1),
+            (described, 32_768),
+            (&section, 1),
+            (described, 32_768),
+            (&packet, 1),
+            (described, 1),
+        ];
+        let mut capture = CaptureFile::new(Parts {
+            parts: &parts,
+            at: 0,
+        });
+        let mut frames = 0;
+        let mut error = None;
+        let allocated = allocation_counter::measure(|| {
+            loop {
+                match capture.next_block() {
+                    Ok(Next::Block(block)) => frames += block.frames().count(),
+                    Ok(Next::TimedOut | Next::End) => break,
+                    Err(damage) => error = Some(damage),
+                }
+            }
+        });
+        assert!(
+            allocated.bytes_max < 32 << 20,
+            "{} octets",
+            allocated.bytes_max
+        );
+        assert_eq!(frames, 1);
+        assert!(told(error).contains("more than 65,536 interfaces"));
+        let interfaces = capture.interfaces();
+        assert_eq!(interfaces.len(), 65_536);
+        let texts = || {
+            interfaces
+                .iter()
+                .flat_map(|interface| [&interface.name, &interface.description])
+                .flatten()
+        };
+        assert!(texts().all(|text| text.len() <= 255));
+        // As many as there is room for, which are the first ones.
+        let told = texts().count();
+        let cost = texts().map(|text| text.len() + 32).sum::<usize>();
+        let each = 32 + interfaces[0].name.as_ref().map_or(0, String::len);
+        assert!((cost..cost + each).contains(&(2 << 20)) || told == 65_536);
+        assert!(interfaces[0].name.is_some());
+    }
+}
+
+#[test]
+fn texts_are_cut_where_a_character_ends() {
+    let cases: [(Vec<u8>, String); 6] = [
+        (vec![b'x'; 255], "x".repeat(255)),
+        (vec![b'x'; 256], "x".repeat(255)),
+        ("\u{e4}".repeat(200).into(), "\u{e4}".repeat(127)),
+        ("\u{1f980}".repeat(64).into(), "\u{1f980}".repeat(63)),
+        (vec![0xff; 255], "\u{fffd}".repeat(85)),
+        (b"\xf0\x9f\xa6eth0".into(), "\u{fffd}eth0".to_owned()),
+    ];
+    for (value, expected) in cases {
+        let file = Build::new(true)
+            .section()
+            .interface(1, 0, |b| {
+                b.option(2, &value).option(3, &value).option(0, b"")
+            })
+            .octets;
+        let mut capture = CaptureFile::new(&file[..]);
+        assert!(matches!(capture.next_block(), Ok(Next::End)));
+        let interface = &capture.interfaces()[0];
+        assert_eq!(interface.name.as_ref(), Some(&expected));
+        assert_eq!(interface.description.as_ref(), Some(&expected));
+    }
+}
+
 /// The buffer grows with the first blocks; then frames are lent out of it, however many there are.
 #[test]
 fn nothing_is_allocated_per_frame() {
