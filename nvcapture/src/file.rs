@@ -63,6 +63,46 @@ const NG_ENHANCED_PACKET: u32 = 6;
 /// }
 /// # Ok::<(), nvcapture::Error>(())
 /// ```
+///
+/// What is read can be written again: interfaces as they were described, frames with their times and directions, losses. One section comes of
+/// many; comments, names of addresses and what else is no frame is left out, and times are cut to nanoseconds.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use nvcapture::{CaptureFile, CaptureWriter, Error, Next, SourceStats, Timestamp};
+///
+/// fn copy<W: Write>(input: impl Read, output: W) -> Result<W, Error> {
+///     let mut capture = CaptureFile::new(input);
+///     let mut writer = CaptureWriter::new(output, "copy 1.0")?;
+///     let (mut copied, mut last) = (Vec::new(), Timestamp::ZERO);
+///     while let Next::Block(block) = capture.next_block()? {
+///         for interface in &block.interfaces()[copied.len()..] {
+///             copied.push((writer.add_interface(&interface.into())?, SourceStats::default()));
+///         }
+///         for frame in block.frames() {
+///             let (number, stats) = &mut copied[frame.meta().interface as usize];
+///             writer.write(*number, &frame)?;
+///             stats.frames += 1;
+///             last = last.max(frame.timestamp());
+///         }
+///     }
+///     for ((number, stats), interface) in copied.iter_mut().zip(capture.interfaces()) {
+///         stats.dropped = interface.dropped;
+///         writer.write_statistics(*number, last, stats)?;
+///     }
+///     writer.finish()
+/// }
+/// # use nvcapture::{Frame, FrameMeta, InterfaceDescription, PacketType};
+/// # let mut writer = CaptureWriter::new(Vec::new(), "copy 1.0")?;
+/// # let eth0 = writer.add_interface(&InterfaceDescription { name: Some("eth0".into()), ..Default::default() })?;
+/// # let meta = FrameMeta { packet_type: Some(PacketType::Inbound), ..FrameMeta::ethernet(Timestamp::from_nanos(7), 60) };
+/// # writer.write(eth0, &Frame::new(&[0; 60], meta))?;
+/// # let stats = SourceStats { frames: 1, dropped: 3, ..SourceStats::default() };
+/// # writer.write_statistics(eth0, meta.timestamp, &stats)?;
+/// # let file = writer.finish()?;
+/// # assert_eq!(copy(&file[..], Vec::new())?, file);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug)]
 pub struct CaptureFile<R = File> {
     input: R,
@@ -79,7 +119,7 @@ pub struct CaptureFile<R = File> {
 }
 
 /// What a capture file tells of an interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileInterface {
     /// `if_name`, cut to 255 octets at a character's end; what is not UTF-8 is replaced by U+FFFD before that.
     ///
@@ -88,8 +128,12 @@ pub struct FileInterface {
     pub name: Option<String>,
     /// `if_description`; as the name.
     pub description: Option<String>,
+    /// Its hardware address (`if_MACaddr`).
+    pub mac: Option<[u8; 6]>,
     /// Octets that were kept of a frame at most; 0 when there was no limit.
     pub snaplen: u32,
+    /// What its frames' first octets are.
+    pub link_type: LinkType,
     /// Frames that the capturing program said it lost: `isb_ifdrop` and `isb_osdrop`, of each the most that any statistics told, as they count
     /// from the capture's start. Statistics that leave one out say nothing of it.
     pub dropped: u64,
@@ -98,7 +142,8 @@ pub struct FileInterface {
 #[derive(Debug)]
 enum Format {
     Unknown,
-    Pcap(Pcap),
+    /// How its records are read, and what it tells of the one interface.
+    Pcap(Pcap, FileInterface),
     PcapNg(PcapNg),
 }
 
@@ -213,12 +258,10 @@ impl<R: Read> CaptureFile<R> {
         }
     }
 
-    /// The interfaces the file has described so far, by their number in the file (several sections go on counting); none for pcap.
+    /// The interfaces the file has described so far, by their number in the file (several sections go on counting). Of pcap there is one, of which
+    /// only link type and snap length are known.
     pub fn interfaces(&self) -> &[FileInterface] {
-        match &self.format {
-            Format::PcapNg(format) => &format.interfaces,
-            Format::Pcap(_) | Format::Unknown => &[],
-        }
+        self.format.interfaces()
     }
 
     /// Octets of the file that were handed out or passed over.
@@ -414,7 +457,16 @@ impl<R: Read> CaptureFile<R> {
         } else {
             0
         };
-        self.format = Format::Pcap(Pcap {
+        let link_type = LinkType(network as u16);
+        let interface = FileInterface {
+            name: None,
+            description: None,
+            mac: None,
+            snaplen: order.u32(head, 16),
+            link_type,
+            dropped: 0,
+        };
+        let pcap = Pcap {
             big_endian,
             unit,
             head_len,
@@ -423,9 +475,10 @@ impl<R: Read> CaptureFile<R> {
                 3 => Swapped::Maybe,
                 _ => Swapped::No,
             },
-            link_type: LinkType(network as u16),
+            link_type,
             fcs_len,
-        });
+        };
+        self.format = Format::Pcap(pcap, interface);
         self.tally.at = 24;
         Ok(true)
     }
@@ -516,6 +569,14 @@ impl Order {
 }
 
 impl Format {
+    fn interfaces(&self) -> &[FileInterface] {
+        match self {
+            Self::PcapNg(format) => &format.interfaces,
+            Self::Pcap(_, interface) => std::slice::from_ref(interface),
+            Self::Unknown => &[],
+        }
+    }
+
     /// The next frame of the run that goes on with `octets`, and the length of its record; `None` where the run ends.
     #[inline(never)]
     fn frame<'f>(&self, mut octets: &'f [u8], walk: &mut Walk) -> Option<(Frame<'f>, usize)> {
@@ -538,7 +599,7 @@ impl Format {
     #[inline(always)]
     fn record<'f>(&self, octets: &'f [u8]) -> Record<'f> {
         match self {
-            Self::Pcap(format) => format.record(octets),
+            Self::Pcap(format, _) => format.record(octets),
             Self::PcapNg(format) => format.record(octets),
             Self::Unknown => Record::Need(usize::MAX),
         }
@@ -794,15 +855,12 @@ impl PcapNg {
             scale: Scale::Times(1_000),
             offset: 0,
         };
-        let mut interface = FileInterface {
-            snaplen: clock.snaplen,
-            ..FileInterface::default()
-        };
-        let (mut name, mut description) = (None, None);
+        let (mut name, mut description, mut mac) = (None, None, None);
         for (code, value) in order.options(options) {
             match (code, value) {
                 (2, _) => name = Some(value),
                 (3, _) => description = Some(value),
+                (6, _) => mac = value.try_into().ok(),
                 (9, [resolution, ..]) => clock.scale = Scale::of(*resolution),
                 // Told in bits by the specification, in octets by some writers.
                 (13, [length, ..]) => {
@@ -816,8 +874,14 @@ impl PcapNg {
                 _ => {}
             }
         }
-        interface.name = name.and_then(|value| self.text(value));
-        interface.description = description.and_then(|value| self.text(value));
+        let interface = FileInterface {
+            name: name.and_then(|value| self.text(value)),
+            description: description.and_then(|value| self.text(value)),
+            mac,
+            snaplen: clock.snaplen,
+            link_type: clock.link_type,
+            dropped: 0,
+        };
         self.clocks.push(clock);
         self.interfaces.push(interface);
         self.losses.push([0; 2]);
@@ -846,6 +910,8 @@ fn packet_type(flags: u32) -> Option<PacketType> {
         (1, 2) => Some(PacketType::Multicast),
         (1, 3) => Some(PacketType::Broadcast),
         (1, 4) => Some(PacketType::OtherHost),
+        // Not told, or by a number that has no meaning yet: which way it went is known all the same.
+        (1, _) => Some(PacketType::Inbound),
         _ => None,
     }
 }
@@ -929,6 +995,12 @@ pub struct FileBlock<'s> {
 }
 
 impl FileBlock<'_> {
+    /// The interfaces the file has described up to these frames: [`CaptureFile::interfaces`], all that their
+    /// [`interface`](FrameMeta::interface) can name.
+    pub fn interfaces(&self) -> &[FileInterface] {
+        self.format.interfaces()
+    }
+
     /// The run's frames, in the file's order.
     pub fn frames(&self) -> FileFrames<'_> {
         FileFrames {
@@ -987,7 +1059,7 @@ impl<'b> Iterator for FileFrames<'b> {
     fn fold<A, F: FnMut(A, Frame<'b>) -> A>(mut self, mut sum: A, mut f: F) -> A {
         let mut walk = self.walk;
         let usual = match self.format {
-            Format::Pcap(format) if format.is_usual() => Some(*format),
+            Format::Pcap(format, _) if format.is_usual() => Some(*format),
             _ => None,
         };
         // One call of `f` for all formats: two of them would not be inlined.

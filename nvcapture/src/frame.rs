@@ -141,7 +141,8 @@ impl VlanTag {
 
 /// Whom a frame was for, as the kernel saw it at the interface it was read from.
 ///
-/// Source: `sll_pkttype` of `struct sockaddr_ll`, include/uapi/linux/if_packet.h.
+/// Source: `sll_pkttype` of `struct sockaddr_ll`, include/uapi/linux/if_packet.h; in pcapng files direction and reception type of `epb_flags`,
+/// which [`CaptureWriter`](crate::CaptureWriter) writes and [`CaptureFile`](crate::CaptureFile) reads so that each is itself again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PacketType {
     /// For this interface's own address.
@@ -154,16 +155,21 @@ pub enum PacketType {
     OtherHost,
     /// Sent by this host through this interface.
     Outgoing,
+    /// Came in through this interface; for whom is not told. Files say so, the kernel never does.
+    ///
+    /// Source: `epb_flags` of pcapng, direction inbound with reception type "not specified".
+    Inbound,
 }
 
 impl PacketType {
     /// All of them, by their place in the enumeration.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Host,
         Self::Broadcast,
         Self::Multicast,
         Self::OtherHost,
         Self::Outgoing,
+        Self::Inbound,
     ];
 }
 
@@ -198,7 +204,7 @@ pub struct FrameMeta {
     pub interface: u32,
     /// The outermost VLAN tag, when it is not in the octets but told beside them.
     pub vlan: Option<VlanTag>,
-    /// Whom the frame was for; `None` where the source does not say (files).
+    /// Whom the frame was for; `None` where the source does not say (pcap, and pcapng without the direction).
     pub packet_type: Option<PacketType>,
     /// The layer-4 checksum was left for the device to fill in (`TP_STATUS_CSUMNOTREADY`): it is wrong and that is fine.
     pub checksum_not_ready: bool,

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::{Error, Frame, LinkType, PacketType, SourceStats, Timestamp};
+use crate::{Error, FileInterface, Frame, LinkType, PacketType, SourceStats, Timestamp};
 
 /// Octets that are gathered before they are written.
 const GATHER: usize = 64 << 10;
@@ -60,6 +60,30 @@ impl Default for InterfaceDescription {
             mac: None,
             snaplen: 0,
             link_type: LinkType::ETHERNET,
+        }
+    }
+}
+
+/// As a file described it, for a copy of that file: see [`CaptureFile`](crate::CaptureFile).
+///
+/// With the file's `snaplen`, frames that are longer than it are cut to it when they are written; set it to 0 where that is not wanted.
+impl From<&FileInterface> for InterfaceDescription {
+    fn from(interface: &FileInterface) -> Self {
+        // What is lost is no description: `CaptureWriter::write_statistics` tells it.
+        let FileInterface {
+            name,
+            description,
+            mac,
+            snaplen,
+            link_type,
+            dropped: _,
+        } = interface;
+        Self {
+            name: name.clone(),
+            description: description.clone(),
+            mac: *mac,
+            snaplen: *snaplen,
+            link_type: *link_type,
         }
     }
 }
@@ -314,6 +338,7 @@ fn option(block: &mut Vec<u8>, code: u16, value: &[u8]) -> Result<(), Error> {
 fn flags(packet_type: PacketType) -> u32 {
     match packet_type {
         PacketType::Outgoing => 2,
+        PacketType::Inbound => 1,
         PacketType::Host => 1 | 1 << 2,
         PacketType::Multicast => 1 | 2 << 2,
         PacketType::Broadcast => 1 | 3 << 2,

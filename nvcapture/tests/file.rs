@@ -843,6 +843,7 @@ fn writer_tells_interfaces_and_losses() {
     };
     assert_eq!((one.name.as_deref(), one.snaplen), (Some("web-1:eth0"), 96));
     assert_eq!(one.description.as_deref(), Some("container web-1"));
+    assert_eq!(InterfaceDescription::from(one), description);
     assert_eq!((one.dropped, two.dropped), (7, 2));
     assert_eq!(capture.stats().unwrap().dropped, 9);
 
@@ -919,6 +920,113 @@ fn losses_add_up_and_never_decrease() {
     }
 }
 
+#[test]
+fn directions_are_those_of_the_flags() {
+    for big_endian in [false, true] {
+        for flags in 0..32_u32 {
+            let expected = match flags {
+                0b00101 => Some(PacketType::Host),
+                0b01001 => Some(PacketType::Multicast),
+                0b01101 => Some(PacketType::Broadcast),
+                0b10001 => Some(PacketType::OtherHost),
+                _ if flags & 3 == 1 => Some(PacketType::Inbound),
+                _ if flags & 3 == 2 => Some(PacketType::Outgoing),
+                _ => None,
+            };
+            let file = Build::new(big_endian)
+                .section()
+                .interface(1, 0, |b| b)
+                .block(6, |b| {
+                    b.u32(0)
+                        .u64(0)
+                        .u32(0)
+                        .u32(0)
+                        .u16(2)
+                        .u16(4)
+                        .u32(flags)
+                        .u32(0)
+                })
+                .octets;
+            let (frames, error) = read(&file[..]);
+            assert!(error.is_none());
+            assert_eq!(frames[0].meta.packet_type, expected, "{flags:#b}");
+            // Written and read again it is the same.
+            let mut writer = CaptureWriter::new(Vec::new(), "test").unwrap();
+            let number = writer
+                .add_interface(&InterfaceDescription::default())
+                .unwrap();
+            writer
+                .write(number, &Frame::new(&[], frames[0].meta))
+                .unwrap();
+            assert_eq!(read(&writer.finish().unwrap()[..]).0, frames);
+        }
+    }
+}
+
+#[test]
+fn interfaces_are_told_as_they_were_described() {
+    for big_endian in [false, true] {
+        let file = Build::new(big_endian)
+            .section()
+            .interface(1, 96, |b| {
+                b.option(2, b"eth0").option(6, &[2, 0, 0, 0, 0, 1])
+            })
+            .packet(0, 1, b"abc", 3)
+            .section()
+            .interface(276, 0, |b| b.option(3, b"all").option(6, &[2, 0, 0]))
+            .packet(0, 1, b"abc", 3)
+            .octets;
+        let mut capture = CaptureFile::new(&file[..]);
+        let expected = [
+            InterfaceDescription {
+                name: Some("eth0".into()),
+                mac: Some([2, 0, 0, 0, 0, 1]),
+                snaplen: 96,
+                ..InterfaceDescription::default()
+            },
+            InterfaceDescription {
+                description: Some("all".into()),
+                link_type: LinkType::LINUX_SLL2,
+                ..InterfaceDescription::default()
+            },
+        ];
+        for (number, expected) in (1..).zip(&expected) {
+            let Ok(Next::Block(block)) = capture.next_block() else {
+                panic!("no block")
+            };
+            // A frame's interface is known when the frame is there.
+            let [.., last] = block.interfaces() else {
+                panic!("no interface")
+            };
+            assert_eq!(block.interfaces().len(), number);
+            assert_eq!(InterfaceDescription::from(last), *expected);
+        }
+        assert!(matches!(capture.next_block(), Ok(Next::End)));
+        // What is written of them reads the same.
+        let mut writer = CaptureWriter::new(Vec::new(), "test").unwrap();
+        for interface in capture.interfaces() {
+            writer.add_interface(&interface.into()).unwrap();
+        }
+        let again = writer.finish().unwrap();
+        let mut again = CaptureFile::new(&again[..]);
+        assert!(matches!(again.next_block(), Ok(Next::End)));
+        assert_eq!(again.interfaces(), capture.interfaces());
+    }
+    let file = Build::new(true).pcap(0xa1b2_c3d4, 4, 0x2400_0071).octets;
+    let mut capture = CaptureFile::new(&file[..]);
+    assert!(capture.interfaces().is_empty());
+    assert!(matches!(capture.next_block(), Ok(Next::End)));
+    let [one] = capture.interfaces() else {
+        panic!("{:?}", capture.interfaces())
+    };
+    let expected = InterfaceDescription {
+        snaplen: 262_144,
+        link_type: LinkType::LINUX_SLL,
+        ..InterfaceDescription::default()
+    };
+    assert_eq!(InterfaceDescription::from(one), expected);
+}
+
 /// Fails after some octets.
 struct Full(usize);
 
@@ -958,6 +1066,7 @@ fn any_frame() -> impl Strategy<Value = Owned> {
         Just(Some(PacketType::Multicast)),
         Just(Some(PacketType::OtherHost)),
         Just(Some(PacketType::Outgoing)),
+        Just(Some(PacketType::Inbound)),
     ];
     let octets = prop::collection::vec(any::<u8>(), 0..200);
     (octets, any::<u64>(), 0..70_000_u32, 0..3_u32, packet_type).prop_map(

@@ -266,7 +266,7 @@ fn beside(frame: &Frame<'_>, k: u32) -> Option<u32> {
     let meta = frame.meta();
     match k {
         AD_PKTTYPE => Some(match meta.packet_type {
-            Some(PacketType::Host) | None => 0,
+            Some(PacketType::Host | PacketType::Inbound) | None => 0,
             Some(PacketType::Broadcast) => 1,
             Some(PacketType::Multicast) => 2,
             Some(PacketType::OtherHost) => 3,
