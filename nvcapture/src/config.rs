@@ -48,7 +48,8 @@ pub struct RingConfig {
     pub segment_sizes: SegmentSizes,
     /// A classic BPF program that says which frames are wanted, run by the kernel before a frame is copied.
     ///
-    /// Its answer is how many octets to keep, 0 for none; `snaplen` still applies.
+    /// Its answer is how many octets to keep, 0 for none; `snaplen` still applies. What the kernel does not take is an
+    /// [`Error::Option`](crate::Error::Option) when the ring is opened; [`Program::new`](crate::filter::Program::new) tells which instruction it is.
     #[doc(alias = "SO_ATTACH_FILTER")]
     pub filter: Option<Vec<BpfInsn>>,
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use common::{Pair, RawSender, needing, privileged};
 use libtest_mimic::{Arguments, Failed, Trial};
-use nvcapture::filter::{Filter, Place, Program};
+use nvcapture::filter::{Filter, Invalid, Place, Program};
 use nvcapture::{
-    BpfInsn, CaptureFile, CaptureWriter, Frame, FrameMeta, InterfaceDescription, LinkType, Next,
-    Ring, RingConfig, Timestamp, VlanTag,
+    BpfInsn, CaptureFile, CaptureWriter, Error, Frame, FrameMeta, InterfaceDescription, LinkType,
+    Next, Ring, RingConfig, Timestamp, VlanTag,
 };
 use proptest::prelude::*;
 
@@ -41,6 +41,7 @@ fn main() -> std::process::ExitCode {
             Ok(())
         }),
         Trial::test("errors_tell_the_place", errors),
+        Trial::test("offsets_of_the_kernels_are_those_of_the_packet", offsets),
         Trial::test("a_tag_beside_the_octets_is_one_in_them", tags),
         Trial::test("marks_tell_the_direction", marks),
         Trial::test("long_programs_jump_far", long),
@@ -51,6 +52,8 @@ fn main() -> std::process::ExitCode {
             second_witness,
         ),
         privileged("the_kernel_says_the_same", kernel),
+        privileged("the_kernel_loads_the_same", loads),
+        privileged("the_kernel_takes_what_is_a_program", programs),
     ];
     for (name, link_type, dlt) in [
         ("as_libpcap_on_ethernet", LinkType::ETHERNET, "EN10MB"),
@@ -624,6 +627,284 @@ fn kernel() -> Test {
         assert_eq!(got, expected, "{text}");
     }
     assert!(taken > 500 && left > 500, "{taken} taken, {left} left");
+    Ok(())
+}
+
+fn insn(code: u16, k: u32) -> BpfInsn {
+    let (jt, jf) = (0, 0);
+    BpfInsn { code, jt, jf, k }
+}
+
+/// `SKF_AD_OFF`, `SKF_NET_OFF`, `SKF_LL_OFF`.
+const AD: u32 = (-0x1000_i32) as u32;
+const NET: u32 = (-0x10_0000_i32) as u32;
+const LINK: u32 = (-0x20_0000_i32) as u32;
+
+/// What is loaded shows in how much of a frame is kept.
+fn loads() -> Test {
+    let _pair = Pair::new()?;
+    let small = RingConfig {
+        block_size: 1 << 17,
+        block_nr: 2,
+        retire_blk_tov: Duration::from_millis(60),
+        ..RingConfig::default()
+    };
+    let sender = RawSender::new("left")?;
+    let mut dice = Dice(0x10ad);
+    // As they are sent: a packet, one behind a tag, one behind two.
+    let tags: [&[u8]; 3] = [&[], &[0x81, 0, 0x20, 5], &[0x88, 0xa8, 0, 9, 0x81, 0, 0, 5]];
+    let frames = tags.map(|tags| {
+        let mut octets = [&MACS[1][..], &MACS[0], tags, &[8, 0, 0x45, 0]].concat();
+        octets.extend((octets.len()..400).map(|_| dice.roll(256) as u8));
+        octets
+    });
+    let (w, h, b, msh) = (0x20, 0x28, 0x30, 0xb1);
+    let offsets = [
+        vec![0, 13, 397, 0x7fff_ffff, 0x8000_0000],
+        [0, 13, 397].map(|k| LINK + k).to_vec(),
+        vec![LINK - 1, NET - 1],
+        [0, 9, 383].map(|k| NET + k).to_vec(),
+        [4, 40, 44, 48, 60].map(|k| AD + k).to_vec(),
+    ]
+    .concat();
+    let mut programs = Vec::new();
+    for code in [w, h, b, w + 0x20, h + 0x20, b + 0x20, msh] {
+        for &k in &offsets {
+            // X, also as a negative number.
+            let first: &[u32] = if code & 0x40 == 0 {
+                &[7]
+            } else {
+                &[5, -2_i32 as u32]
+            };
+            for &x in first {
+                let mut insns = vec![insn(0x00, 0x1234_5678), insn(0x01, x), insn(code, k)];
+                if code == msh {
+                    insns.push(insn(0x87, 0)); // txa
+                }
+                // The octets loaded, all in one; then what is kept is 20 to 275 octets.
+                insns.extend([
+                    insn(0x07, 0),  // tax
+                    insn(0x74, 16), // rsh
+                    insn(0xac, 0),  // xor x
+                    insn(0x07, 0),
+                    insn(0x74, 8),
+                    insn(0xac, 0),
+                    insn(0x54, 0xff),
+                    insn(0x04, 20),
+                    insn(0x16, 0),
+                ]);
+                programs.push(Program::new(insns)?);
+            }
+        }
+    }
+    let frames_of = |ring: &mut Ring| -> Result<Vec<(Vec<u8>, FrameMeta)>, Failed> {
+        ring.stop()?;
+        let mut found = Vec::new();
+        loop {
+            match ring.next_block(None)? {
+                Next::Block(block) => {
+                    found.extend(block.frames().map(|f| (f.octets().to_vec(), *f.meta())));
+                }
+                Next::TimedOut => {}
+                Next::End => break Ok(found),
+            }
+        }
+    };
+    let (mut taken, mut left) = (0, 0);
+    for programs in programs.chunks(100) {
+        let mut all = Ring::open(&small, "right")?;
+        let mut rings = Vec::new();
+        for program in programs {
+            let config = RingConfig {
+                filter: Some(program.instructions().to_vec()),
+                ..small.clone()
+            };
+            rings.push(Ring::open(&config, "right")?);
+        }
+        for frame in &frames {
+            sender.send(frame)?;
+        }
+        let all = frames_of(&mut all)?;
+        assert_eq!(all.len(), frames.len());
+        for (program, ring) in programs.iter().zip(&mut rings) {
+            let expected: Vec<Vec<u8>> = all
+                .iter()
+                .map(|(octets, meta)| (octets, program.run(&Frame::new(octets, *meta))))
+                .filter(|(_, keep)| *keep > 0)
+                .map(|(octets, keep)| octets[..octets.len().min(keep as usize)].to_vec())
+                .collect();
+            let got: Vec<Vec<u8>> = frames_of(ring)?.into_iter().map(|found| found.0).collect();
+            assert_eq!(got, expected, "{:x?}", program.instructions());
+            taken += got.len();
+            left += all.len() - got.len();
+        }
+    }
+    assert!(taken > 200 && left > 200, "{taken} taken, {left} left");
+    Ok(())
+}
+
+/// Of any instructions, the kernel takes those that are a program, and no others but for what only it can answer.
+fn programs() -> Test {
+    let _pair = Pair::new()?;
+    let config = RingConfig {
+        block_size: 1 << 17,
+        block_nr: 2,
+        ..RingConfig::default()
+    };
+    let opened = |insns: &[BpfInsn]| {
+        let config = RingConfig {
+            filter: Some(insns.to_vec()),
+            ..config.clone()
+        };
+        match Ring::open(&config, "right") {
+            Ok(_) => true,
+            Err(Error::Option {
+                option: "SO_ATTACH_FILTER",
+                ..
+            }) => false,
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let (ret_k, ret_x, ret_a) = (insn(0x06, 1), insn(0x0e, 0), insn(0x16, 0));
+    let (store, load) = (insn(0x02, 3), insn(0x60, 3));
+    let jump = |code, k, jt, jf| BpfInsn { code, jt, jf, k };
+    let cases: [(&[BpfInsn], Result<(), Invalid>); 13] = [
+        (&[ret_k], Ok(())),
+        (&[ret_a], Ok(())),
+        (&[ret_x], Err(Invalid::Instruction(0))),
+        (&[ret_x, ret_k], Err(Invalid::Instruction(0))),
+        (&[store], Err(Invalid::NoReturn)),
+        (&[store, load, ret_a], Ok(())),
+        (&[load, ret_a], Err(Invalid::Instruction(0))),
+        // Written on one way only, on both, by a jump over it.
+        (
+            &[jump(0x15, 0, 0, 1), store, load, ret_a],
+            Err(Invalid::Instruction(2)),
+        ),
+        (
+            &[
+                jump(0x15, 0, 0, 2),
+                store,
+                jump(0x05, 1, 0, 0),
+                store,
+                load,
+                ret_a,
+            ],
+            Ok(()),
+        ),
+        (
+            &[jump(0x05, 1, 0, 0), store, load, ret_a],
+            Err(Invalid::Instruction(2)),
+        ),
+        // What the kernel alone knows: the processor; and what nobody does.
+        (&[insn(0x20, AD + 36), ret_a], Err(Invalid::OnlyKernel(0))),
+        (&[insn(0x30, AD + 2), ret_a], Err(Invalid::Instruction(0))),
+        (&[insn(0x28, AD + 64), ret_a], Err(Invalid::Instruction(0))),
+    ];
+    for (insns, expected) in cases {
+        let checked = Program::new(insns.to_vec()).map(|_| ());
+        assert_eq!(checked, expected, "{insns:x?}");
+        let takes = matches!(expected, Ok(()) | Err(Invalid::OnlyKernel(_)));
+        assert_eq!(opened(insns), takes, "{insns:x?}");
+    }
+    let mut dice = Dice(0xb1f);
+    let codes: Vec<u16> = (0..0x100).collect();
+    let operands = [
+        0,
+        1,
+        2,
+        3,
+        31,
+        32,
+        0x7fff_ffff,
+        AD + 4,
+        AD + 8,
+        AD + 60,
+        NET,
+        LINK,
+    ];
+    let (mut good, mut bad) = (0, 0);
+    for _ in 0..300 {
+        // Codes that are known, mostly, so that some go through.
+        let known = [
+            0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x07, 0x15, 0x1d, 0x20, 0x28, 0x30, 0x45, 0x48,
+            0x50, 0x60, 0x61, 0x64, 0x74, 0x80, 0x81, 0x84, 0x87, 0xb1,
+        ];
+        let mut insns: Vec<BpfInsn> = (0..1 + dice.roll(6))
+            .map(|_| BpfInsn {
+                code: if dice.roll(8) == 0 {
+                    dice.pick(&codes)
+                } else {
+                    dice.pick(&known)
+                },
+                jt: dice.roll(3) as u8,
+                jf: dice.roll(3) as u8,
+                k: dice.pick(&operands),
+            })
+            .collect();
+        insns.extend([ret_k, ret_a]);
+        let takes = opened(&insns);
+        match Program::new(insns.clone()) {
+            Ok(_) => assert!(takes, "{insns:x?}"),
+            // There may be something else behind it that the kernel refuses.
+            Err(Invalid::OnlyKernel(_)) => continue,
+            Err(_) => assert!(!takes, "{insns:x?}"),
+        }
+        good += usize::from(takes);
+        bad += usize::from(!takes);
+    }
+    assert!(good > 30 && bad > 30, "{good} taken, {bad} refused");
+    Ok(())
+}
+
+/// Of each link type, and where a tag is in the octets or beside them.
+fn offsets() -> Test {
+    let net = Program::new(vec![insn(0x30, NET + 1), insn(0x16, 0)])?;
+    let link = Program::new(vec![insn(0x30, LINK + 1), insn(0x16, 0)])?;
+    let tpid = Program::new(vec![insn(0x28, AD + 60), insn(0x16, 0)])?;
+    let octets: Vec<u8> = (100..160).collect();
+    let tag = Some(VlanTag {
+        tpid: 0x88a8,
+        tci: 5,
+    });
+    for (link_type, packet) in [
+        (LinkType::ETHERNET, Some(14)),
+        (LinkType::RAW, Some(0)),
+        (LinkType::RAW_12, Some(0)),
+        (LinkType::RAW_14, Some(0)),
+        (LinkType::IPV4, Some(0)),
+        (LinkType::IPV6, Some(0)),
+        (LinkType::NULL, Some(4)),
+        (LinkType::LOOP, Some(4)),
+        (LinkType::LINUX_SLL, Some(16)),
+        (LinkType::LINUX_SLL2, Some(20)),
+        (LinkType::PPP, None),
+    ] {
+        let frame = Frame::new(&octets, meta(link_type, 60));
+        assert_eq!(
+            net.run(&frame),
+            packet.map_or(0, |at| 101 + at),
+            "{link_type}"
+        );
+        assert_eq!(link.run(&frame), 101);
+        assert_eq!(tpid.run(&frame), 0);
+    }
+    for (ether_type, vlan, packet) in [
+        ([0x81, 0], None, 18),
+        ([0x88, 0xa8], None, 18),
+        ([0x91, 0], None, 14),
+        ([0x81, 0], tag, 14),
+    ] {
+        let mut octets = octets.clone();
+        octets[12..14].copy_from_slice(&ether_type);
+        let meta = FrameMeta {
+            vlan,
+            ..meta(LinkType::ETHERNET, 60)
+        };
+        let frame = Frame::new(&octets, meta);
+        assert_eq!(net.run(&frame), 101 + packet);
+        assert_eq!(tpid.run(&frame), if vlan.is_some() { 0x88a8 } else { 0 });
+    }
     Ok(())
 }
 
