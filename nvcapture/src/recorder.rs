@@ -12,6 +12,32 @@ use crate::{
 /// Frames are copied in, each behind the other, and the oldest fall out when there is no room or when they are older than wanted. Nothing is
 /// allocated after the start; the memory is touched as it is first filled. What fell out is counted.
 ///
+/// How old a frame is, is told by the frames that came after it, and by [`expire`](Self::expire), such that a clock that is set, or a frame that
+/// lies, does not empty the recorder:
+///
+/// - Frames may come a little out of order. Time stands still while they are behind, by a minute at most.
+/// - A frame that is more than a minute away from the last time, ahead or behind, is kept, and nothing else is changed by it until the next frame is
+///   as far away to the same side. So of one frame with an odd time nothing else becomes older, and it falls out in its turn like any other.
+/// - Two such frames are believed, as far as both go. Ahead, so much time has passed (a source that was quiet, or a clock that was set
+///   forward: nothing tells which). Behind, the clock was set back: no time has passed, and time goes on from there. Frames that were kept
+///   before the step are as old as they were, and become older from then on, although their own times are in what is now the future.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use nvcapture::{FlightRecorder, Frame, FrameMeta, Timestamp};
+/// let mut recorder = FlightRecorder::new(1 << 20, Duration::from_secs(60))?;
+/// let mut push = |second: u64| {
+///     let meta = FrameMeta::ethernet(Timestamp::from_nanos(second * 1_000_000_000), 60);
+///     recorder.push(&Frame::new(&[0; 60], meta));
+///     recorder.stats().frames
+/// };
+/// assert_eq!((7_200..7_260).map(&mut push).last(), Some(60));
+/// // The clock is set back by an hour: those before the step fall out as they would have without it.
+/// assert_eq!((3_660..3_662).map(&mut push).last(), Some(62));
+/// assert_eq!((3_662..3_780).map(&mut push).last(), Some(61));
+/// # Ok::<(), nvcapture::Error>(())
+/// ```
+///
 /// ```
 /// use std::time::Duration;
 /// use nvcapture::{FlightRecorder, Frame, FrameMeta, Timestamp};
@@ -34,8 +60,10 @@ pub struct FlightRecorder {
     /// Positions count octets since the start; the place in the buffer is the remainder by its length.
     oldest: u64,
     end: u64,
+    /// Where the frame lies that was pushed last, if it is still held.
+    last: u64,
     age: u64,
-    newest: Timestamp,
+    clock: Clock,
     stats: RecorderStats,
 }
 
@@ -60,13 +88,109 @@ pub struct RecorderStats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position(u64);
 
-/// Octets before a frame's own: length of the whole, of the frame, and what is known of it.
-const HEAD: usize = 40;
+/// Octets before a frame's own: length of the whole, of the frame, what is known of it, and when it came by [`Clock::passed`].
+const HEAD: usize = 48;
+/// Where in them that is.
+const CAME: usize = 34;
 /// In the place of a length: the next frame is at the buffer's start.
 const AT_START: u32 = u32::MAX;
+/// From here on an age is for ever: 146 years. Unit: nanoseconds.
+const FOR_EVER: u64 = 1 << 62;
+
+/// The time by which frames become older, made of the frames' own. Unit: nanoseconds.
+///
+/// See [`FlightRecorder`] for the rule, which is nvflow's clock's but that one frame alone is not believed: there it makes timeouts run out early,
+/// here it would throw away what is kept.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    /// The time of frames that `passed` stands for; `None` before the first.
+    anchor: Option<u64>,
+    /// How much time has passed, by wrapping arithmetic: only differences count. A frame that is kept is at most an age and a step old, an age is below
+    /// [`FOR_EVER`], and a frame moves time twice by no more than that before what is too old falls out: no difference comes near 2^64.
+    passed: u64,
+    /// What the last frame said, if it was more than [`Clock::STEP`] away from `anchor`.
+    odd: Option<u64>,
+}
+
+/// When frames came, by [`Clock::passed`].
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    came: u64,
+    /// Of the frame before, if its time was odd and is believed now: it came later than was thought.
+    before: Option<u64>,
+}
+
+impl Clock {
+    /// How far away a frame's time is for it to be odd.
+    const STEP: u64 = 60_000_000_000;
+
+    /// Takes in a frame's time. No more than `most` passes at once.
+    fn see(&mut self, time: u64, most: u64) -> Seen {
+        let Some(mut anchor) = self.anchor else {
+            self.anchor = Some(time);
+            return Seen {
+                came: self.passed,
+                before: None,
+            };
+        };
+        let mut before = None;
+        if time.abs_diff(anchor) > Self::STEP
+            && let Some(odd) = self.odd
+            && (odd > anchor) == (time > anchor)
+        {
+            // Two in turn: as far as both go.
+            anchor = if time > anchor {
+                time.min(odd)
+            } else {
+                time.max(odd)
+            };
+            self.move_to(anchor, most);
+            before = Some(self.passed);
+        }
+        let is_odd = time.abs_diff(anchor) > Self::STEP;
+        self.odd = is_odd.then_some(time);
+        if !is_odd && time > anchor {
+            self.move_to(time, most);
+        }
+        let late = if is_odd {
+            0
+        } else {
+            anchor.saturating_sub(time)
+        };
+        Seen {
+            came: self.passed.wrapping_sub(late),
+            before,
+        }
+    }
+
+    /// Goes to the time `now`, unless that is a little behind. Gives when the last frame came, if its time was odd to the same side.
+    fn told(&mut self, now: u64, most: u64) -> Option<u64> {
+        let odd = self.odd.take();
+        let Some(anchor) = self.anchor else {
+            self.anchor = Some(now);
+            return None;
+        };
+        if now <= anchor && anchor - now <= Self::STEP {
+            return None;
+        }
+        self.move_to(now, most);
+        odd.filter(|odd| now > anchor && *odd > anchor)
+            .map(|odd| self.passed.wrapping_sub(now.saturating_sub(odd).min(most)))
+    }
+
+    /// Goes to `time`. Of more than `most` there is no need: all that is kept is too old by then.
+    fn move_to(&mut self, time: u64, most: u64) {
+        if let Some(anchor) = self.anchor {
+            self.passed = self
+                .passed
+                .wrapping_add(time.saturating_sub(anchor).min(most));
+        }
+        self.anchor = Some(time);
+    }
+}
 
 impl FlightRecorder {
-    /// For `octets` of memory, and frames not older than `age` behind the newest.
+    /// For `octets` of memory, and frames not older than `age` behind the newest; 146 years and more are for ever.
     ///
     /// # Errors
     /// [`Error::Memory`] when there is not so much address space; [`Error::Config`] for less than 64 KiB.
@@ -88,8 +212,9 @@ impl FlightRecorder {
             buffer: vec![0; octets].into_boxed_slice(),
             oldest: 0,
             end: 0,
-            age: u64::try_from(age.as_nanos()).unwrap_or(u64::MAX),
-            newest: Timestamp::ZERO,
+            last: 0,
+            age: u64::try_from(age.as_nanos()).map_or(FOR_EVER, |age| age.min(FOR_EVER)),
+            clock: Clock::default(),
             stats: RecorderStats::default(),
         })
     }
@@ -103,7 +228,9 @@ impl FlightRecorder {
             self.stats.too_long += 1;
             return;
         }
-        self.expire(frame.timestamp());
+        let Seen { came, before } = self.clock.see(frame.timestamp().as_nanos(), self.age + 1);
+        self.correct_last(before);
+        self.drop_old();
         let place = self.place(self.end);
         let behind = self.buffer.len() - place;
         // A frame is not torn apart: what does not fit behind the last one begins at the start.
@@ -126,22 +253,48 @@ impl FlightRecorder {
         let place = self.place(self.end);
         let whole = &mut self.buffer[place..place + length];
         let (head, body) = whole.split_at_mut(HEAD);
-        head.copy_from_slice(&pack(length as u32, octets.len() as u32, frame.meta()));
+        let known = Head {
+            length: length as u32,
+            kept: octets.len() as u32,
+            came,
+            meta: *frame.meta(),
+        };
+        head.copy_from_slice(&known.pack());
         body[..octets.len()].copy_from_slice(octets);
+        self.last = self.end;
         self.end += length as u64;
         self.stats.frames += 1;
         self.stats.octets += length as u64;
     }
 
     /// Lets those fall out that are older than wanted at `now`, without a frame that tells it.
+    ///
+    /// `now` is of the clock that stamps the frames, for those of a ring the system's: `SystemTime::now().into()`. It is believed at once; when it is
+    /// behind the frames by more than a minute, the clock was set back.
     pub fn expire(&mut self, now: Timestamp) {
-        self.newest = self.newest.max(now);
-        while let Some((_, meta)) = self.first()
-            && self
-                .newest
-                .as_nanos()
-                .saturating_sub(meta.timestamp.as_nanos())
-                > self.age
+        let last = self.clock.told(now.as_nanos(), self.age + 1);
+        self.correct_last(last);
+        self.drop_old();
+    }
+
+    /// Puts right when the frame that was pushed last came.
+    fn correct_last(&mut self, came: Option<u64>) {
+        if let Some(came) = came
+            && self.stats.frames > 0
+        {
+            // The last to be pushed is the last to fall out.
+            let place = self.place(self.last) + CAME;
+            self.buffer[place..place + 8].copy_from_slice(&came.to_ne_bytes());
+        }
+    }
+
+    /// Lets those fall out that are older than wanted.
+    fn drop_old(&mut self) {
+        if self.age == FOR_EVER {
+            return;
+        }
+        while let Some((_, head)) = self.at(self.oldest)
+            && self.clock.passed.wrapping_sub(head.came) > self.age
         {
             self.stats.too_old += 1;
             self.drop_oldest();
@@ -177,8 +330,8 @@ impl FlightRecorder {
         (position % self.buffer.len() as u64) as usize
     }
 
-    /// The position of the frame at or behind `at`, its whole length, and what is known of it with the frame's own length.
-    fn at(&self, mut at: u64) -> Option<(u64, u32, (u32, FrameMeta))> {
+    /// The position of the frame at or behind `at`, and what is known of it.
+    fn at(&self, mut at: u64) -> Option<(u64, Head)> {
         if at >= self.end {
             return None;
         }
@@ -189,20 +342,15 @@ impl FlightRecorder {
         }
         let place = self.place(at);
         let head = self.buffer.get(place..)?.first_chunk()?;
-        let (length, kept, meta) = unpack(head);
-        Some((at, length, (kept, meta)))
-    }
-
-    fn first(&self) -> Option<(u32, FrameMeta)> {
-        self.at(self.oldest).map(|(_, _, known)| known)
+        Some((at, Head::unpack(head)))
     }
 
     fn drop_oldest(&mut self) {
         match self.at(self.oldest) {
-            Some((at, length, _)) => {
-                self.oldest = at + u64::from(length);
+            Some((at, head)) => {
+                self.oldest = at + u64::from(head.length);
                 self.stats.frames -= 1;
-                self.stats.octets -= u64::from(length);
+                self.stats.octets -= u64::from(head.length);
             }
             None => self.oldest = self.end,
         }
@@ -226,11 +374,12 @@ impl<'r> Iterator for Recorded<'r> {
     type Item = (Frame<'r>, Position);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (at, length, (kept, meta)) = self.recorder.at(self.at)?;
+        let (at, head) = self.recorder.at(self.at)?;
         let place = self.recorder.place(at) + HEAD;
-        let octets = self.recorder.buffer.get(place..)?.get(..kept as usize)?;
-        self.at = at + u64::from(length);
-        Some((Frame::new(octets, meta), Position(self.at)))
+        let octets = self.recorder.buffer.get(place..)?;
+        let octets = octets.get(..head.kept as usize)?;
+        self.at = at + u64::from(head.length);
+        Some((Frame::new(octets, head.meta), Position(self.at)))
     }
 }
 
@@ -238,73 +387,102 @@ const HAS_VLAN: u8 = 1;
 const CHECKSUM_NOT_READY: u8 = 1 << 1;
 const WHOLE: u8 = 1 << 2;
 
-fn pack(length: u32, kept: u32, meta: &FrameMeta) -> [u8; HEAD] {
-    let FrameMeta {
-        timestamp,
-        wire_len,
-        link_type,
-        interface,
-        vlan,
-        packet_type,
-        checksum_not_ready,
-        segment_size,
-    } = *meta;
-    let mut flags = 0;
-    let mut set = |flag: u8, is_set: bool| flags |= if is_set { flag } else { 0 };
-    set(HAS_VLAN, vlan.is_some());
-    set(CHECKSUM_NOT_READY, checksum_not_ready);
-    set(WHOLE, segment_size == SegmentSize::Whole);
-    let tag = vlan.unwrap_or(VlanTag { tpid: 0, tci: 0 });
-    let segment = match segment_size {
-        SegmentSize::Octets(octets) => octets.get(),
-        SegmentSize::Unknown | SegmentSize::Whole => 0,
-    };
-    let mut head = [0; HEAD];
-    let mut at = 0;
-    let mut put = |octets: &[u8]| {
-        head[at..at + octets.len()].copy_from_slice(octets);
-        at += octets.len();
-    };
-    put(&length.to_ne_bytes());
-    put(&kept.to_ne_bytes());
-    put(&timestamp.as_nanos().to_ne_bytes());
-    put(&wire_len.to_ne_bytes());
-    put(&interface.to_ne_bytes());
-    put(&link_type.0.to_ne_bytes());
-    put(&tag.tpid.to_ne_bytes());
-    put(&tag.tci.to_ne_bytes());
-    put(&segment.to_ne_bytes());
-    put(&[flags, packet_type.map_or(0, |kind| kind as u8 + 1)]);
-    head
+/// What is kept before a frame's octets.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    /// Octets of the whole, this head and padding included.
+    length: u32,
+    /// Octets of the frame.
+    kept: u32,
+    /// When it came, by [`Clock::passed`].
+    came: u64,
+    meta: FrameMeta,
 }
 
-fn unpack(head: &[u8; HEAD]) -> (u32, u32, FrameMeta) {
-    let word = |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    let half = |at: usize| u16::from_ne_bytes([head[at], head[at + 1]]);
-    let nanos = head[8..16]
-        .first_chunk()
-        .map_or(0, |nanos| u64::from_ne_bytes(*nanos));
-    let flags = head[32];
-    let meta = FrameMeta {
-        timestamp: Timestamp::from_nanos(nanos),
-        wire_len: word(16),
-        interface: word(20),
-        link_type: LinkType(half(24)),
-        vlan: (flags & HAS_VLAN != 0).then(|| VlanTag {
-            tpid: half(26),
-            tci: half(28),
-        }),
-        packet_type: PacketType::ALL
-            .get(usize::from(head[33]).wrapping_sub(1))
-            .copied(),
-        checksum_not_ready: flags & CHECKSUM_NOT_READY != 0,
-        segment_size: match NonZeroU16::new(half(30)) {
-            Some(octets) => SegmentSize::Octets(octets),
-            None if flags & WHOLE != 0 => SegmentSize::Whole,
-            None => SegmentSize::Unknown,
-        },
-    };
-    (word(0), word(4), meta)
+impl Head {
+    fn pack(&self) -> [u8; HEAD] {
+        let Self {
+            length,
+            kept,
+            came,
+            meta,
+        } = *self;
+        let FrameMeta {
+            timestamp,
+            wire_len,
+            link_type,
+            interface,
+            vlan,
+            packet_type,
+            checksum_not_ready,
+            segment_size,
+        } = meta;
+        let mut flags = 0;
+        let mut set = |flag: u8, is_set: bool| flags |= if is_set { flag } else { 0 };
+        set(HAS_VLAN, vlan.is_some());
+        set(CHECKSUM_NOT_READY, checksum_not_ready);
+        set(WHOLE, segment_size == SegmentSize::Whole);
+        let tag = vlan.unwrap_or(VlanTag { tpid: 0, tci: 0 });
+        let segment = match segment_size {
+            SegmentSize::Octets(octets) => octets.get(),
+            SegmentSize::Unknown | SegmentSize::Whole => 0,
+        };
+        let mut head = [0; HEAD];
+        let mut at = 0;
+        let mut put = |octets: &[u8]| {
+            head[at..at + octets.len()].copy_from_slice(octets);
+            at += octets.len();
+        };
+        put(&length.to_ne_bytes());
+        put(&kept.to_ne_bytes());
+        put(&timestamp.as_nanos().to_ne_bytes());
+        put(&wire_len.to_ne_bytes());
+        put(&interface.to_ne_bytes());
+        put(&link_type.0.to_ne_bytes());
+        put(&tag.tpid.to_ne_bytes());
+        put(&tag.tci.to_ne_bytes());
+        put(&segment.to_ne_bytes());
+        put(&[flags, packet_type.map_or(0, |kind| kind as u8 + 1)]);
+        put(&came.to_ne_bytes());
+        head
+    }
+
+    fn unpack(head: &[u8; HEAD]) -> Self {
+        let word =
+            |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let half = |at: usize| u16::from_ne_bytes([head[at], head[at + 1]]);
+        let long = |at: usize| {
+            head[at..]
+                .first_chunk()
+                .map_or(0, |octets| u64::from_ne_bytes(*octets))
+        };
+        let flags = head[32];
+        let meta = FrameMeta {
+            timestamp: Timestamp::from_nanos(long(8)),
+            wire_len: word(16),
+            interface: word(20),
+            link_type: LinkType(half(24)),
+            vlan: (flags & HAS_VLAN != 0).then(|| VlanTag {
+                tpid: half(26),
+                tci: half(28),
+            }),
+            packet_type: PacketType::ALL
+                .get(usize::from(head[33]).wrapping_sub(1))
+                .copied(),
+            checksum_not_ready: flags & CHECKSUM_NOT_READY != 0,
+            segment_size: match NonZeroU16::new(half(30)) {
+                Some(octets) => SegmentSize::Octets(octets),
+                None if flags & WHOLE != 0 => SegmentSize::Whole,
+                None => SegmentSize::Unknown,
+            },
+        };
+        Self {
+            length: word(0),
+            kept: word(4),
+            came: long(CAME),
+            meta,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -393,6 +571,106 @@ mod tests {
         assert!(FlightRecorder::new(usize::MAX, Duration::MAX).is_err());
     }
 
+    const SECOND: u64 = 1_000_000_000;
+
+    /// Pushes a frame for each time, in seconds, and says how many are held after each.
+    fn push_all(recorder: &mut FlightRecorder, seconds: impl IntoIterator<Item = u64>) -> Vec<u64> {
+        let mut held = Vec::new();
+        for second in seconds {
+            recorder.push(&Frame::new(&[0; 60], meta(second * SECOND, 60)));
+            held.push(recorder.stats().frames);
+        }
+        held
+    }
+
+    fn a_minute() -> FlightRecorder {
+        FlightRecorder::new(1 << 16, Duration::from_secs(60)).unwrap()
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_throws_nothing_away() {
+        for back in [62, 3_600, 1_700_000_000] {
+            let mut recorder = a_minute();
+            let start = 1_700_000_100;
+            let held = push_all(&mut recorder, start..start + 100);
+            assert_eq!(held.last(), Some(&61));
+            // All of the minute before are there, until they are a minute old by the new time: no time passes between the two clocks.
+            let again = start + 99 - back;
+            let held = push_all(&mut recorder, again..again + 61);
+            assert!(
+                held[1..].iter().all(|held| (61..=63).contains(held)),
+                "{held:?}"
+            );
+            let times = |recorder: &FlightRecorder| -> Vec<u64> {
+                let frames = recorder.frames();
+                frames
+                    .map(|frame| frame.timestamp().as_nanos() / SECOND)
+                    .collect()
+            };
+            let before = |recorder: &FlightRecorder| {
+                times(recorder)
+                    .into_iter()
+                    .filter(|time| *time > again + 61)
+                    .count()
+            };
+            assert!(before(&recorder) <= 2, "{:?}", times(&recorder));
+            push_all(&mut recorder, again + 61..again + 70);
+            let expected: Vec<u64> = (again + 9..again + 70).collect();
+            assert_eq!(times(&recorder), expected);
+        }
+        // The caller's word counts at once, and what is kept grows old by it.
+        let mut recorder = a_minute();
+        push_all(&mut recorder, 7_200..7_230);
+        let now = |second: u64| Timestamp::from_nanos(second * SECOND);
+        recorder.expire(now(3_600));
+        assert_eq!(recorder.stats().frames, 30);
+        recorder.expire(now(3_645));
+        assert_eq!(recorder.stats().frames, 16);
+        recorder.expire(now(3_661));
+        assert_eq!(recorder.stats().frames, 0);
+    }
+
+    #[test]
+    fn one_frame_with_an_odd_time_changes_nothing() {
+        for odd in [0, 900, 1_500, 18_000_000_000] {
+            let mut recorder = a_minute();
+            push_all(&mut recorder, 1_000..1_061);
+            assert_eq!(push_all(&mut recorder, [odd]), [62], "{odd}");
+            // Within the minute, it is gone with those around it.
+            let held = push_all(&mut recorder, 1_061..1_121);
+            assert!(held.iter().all(|held| *held == 62), "{odd}: {held:?}");
+            assert_eq!(push_all(&mut recorder, [1_121]), [61]);
+            assert!(
+                recorder
+                    .frames()
+                    .all(|frame| frame.timestamp().as_nanos() / SECOND != odd)
+            );
+            // However often, one at a time.
+            for second in 1_122..1_200 {
+                let held = push_all(&mut recorder, [second, odd, second]);
+                assert!(held[0] > 60, "{held:?}");
+            }
+            // Nor one on each side in turn.
+            let stats = recorder.stats();
+            push_all(&mut recorder, [0, 2_000, 0, 2_000, 1_199]);
+            assert_eq!(recorder.stats().too_old, stats.too_old);
+        }
+    }
+
+    #[test]
+    fn two_frames_are_believed_as_far_as_both_go() {
+        let mut recorder = a_minute();
+        push_all(&mut recorder, 1_000..1_010);
+        // Ahead: time has passed, by the lesser of the two.
+        assert_eq!(push_all(&mut recorder, [1_100, 18_000_000_000]), [11, 2]);
+        assert_eq!(push_all(&mut recorder, [1_101, 1_110]), [3, 4]);
+        // A quiet source: frames are two minutes apart.
+        let held = push_all(&mut recorder, (1_200..2_000).step_by(120));
+        assert!(held[2..].iter().all(|held| *held == 2), "{held:?}");
+        recorder.expire(Timestamp::from_nanos(2_100 * SECOND));
+        assert_eq!(recorder.stats().frames, 0);
+    }
+
     #[test]
     fn a_reader_goes_on_where_it_was_or_at_the_oldest() {
         let mut recorder = FlightRecorder::new(1 << 16, Duration::MAX).unwrap();
@@ -420,6 +698,37 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever times frames have, all are accounted for, and what came before falls out once a minute has passed.
+        #[test]
+        fn whatever_times_say_the_past_ends(
+            times in proptest::collection::vec(
+                prop_oneof![any::<u64>(), 0..200 * SECOND, Just(0), Just(u64::MAX)],
+                0..200,
+            ),
+            told in proptest::collection::vec(proptest::option::of(any::<u64>()), 0..200),
+            start in 0..u64::MAX - 200 * SECOND,
+            age in prop_oneof![Just(60 * SECOND), 0..120 * SECOND, (1 << 62)..u64::MAX, any::<u64>()],
+        ) {
+            let mut recorder = FlightRecorder::new(1 << 16, Duration::from_nanos(age)).unwrap();
+            let told = told.into_iter().chain(std::iter::repeat(None));
+            for (time, told) in times.into_iter().zip(told) {
+                recorder.push(&Frame::new(&[0; 60], meta(time, 60)));
+                prop_assert!(recorder.stats().frames > 0);
+                if let Some(told) = told {
+                    recorder.expire(Timestamp::from_nanos(told));
+                }
+                let stats = recorder.stats();
+                prop_assert_eq!(stats.seen, stats.frames + stats.no_room + stats.too_old);
+                prop_assert_eq!(stats.frames, recorder.frames().count() as u64);
+                prop_assert!(stats.octets <= 1 << 16);
+            }
+            let before = recorder.end();
+            for second in 0..200 {
+                recorder.push(&Frame::new(&[0; 60], meta(start + second * SECOND, 60)));
+            }
+            prop_assert!(recorder.oldest() >= before || age > 120 * SECOND);
+        }
+
         /// Against a queue without bounds of its own.
         #[test]
         fn agrees_with_a_queue(
