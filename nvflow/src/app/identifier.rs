@@ -272,6 +272,9 @@ impl Identifier {
             return self.quic(entries, slot, step, payload);
         }
         let told = datagram::judge(payload, ends(&step.key), asked.map(|asked| asked.id));
+        if !matches!(told, datagram::Told::Dns(..)) {
+            self.learner.hears_other(slot);
+        }
         match told {
             datagram::Told::Nothing => {}
             // The first one counts, and more is to be learnt of it.
@@ -556,13 +559,14 @@ impl Identifier {
 
     /// A record of a connection is to be made: says what can be said by what came, and looks at no more.
     ///
-    /// One over UDP that speaks DNS keeps nothing back, and is looked at as long as it goes on.
+    /// One over UDP that speaks DNS is looked at as long as it goes on. Of no connection pieces are left: the next one in its slot would be taken to
+    /// go on with them.
     pub(crate) fn conclude(&mut self, entry: &mut Entry, slot: u32) {
-        if !entry.is_tcp() && self.learner.follows(slot) {
-            return;
-        }
+        let goes_on = !entry.is_tcp() && self.learner.follows(slot);
         for side in [0, 1] {
-            if !entry.is_settled(side) {
+            let has_pieces =
+                !self.started.is_empty() && self.started.contains_key(&place(slot, side));
+            if has_pieces || !(goes_on || entry.is_settled(side)) {
                 self.conclude_side(entry, slot, side);
             }
         }

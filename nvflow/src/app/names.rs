@@ -41,11 +41,15 @@ struct Waiting {
     next: u8,
     /// The side that asks.
     side: u8,
+    /// Datagrams since the last one of DNS.
+    others: u8,
 }
 
 impl Waiting {
     /// A resolver that asks for many names from one port has about so many under way.
     const MOST: usize = 16;
+    /// So many datagrams in a row that are none of DNS, and the connection is looked at no more.
+    const OTHERS: u8 = 64;
 }
 
 /// Names that were learnt and may wait to be taken; the oldest give way.
@@ -203,6 +207,16 @@ impl Learner {
         self.waiting.contains_key(&slot)
     }
 
+    /// Takes note of a datagram that was none of DNS: many in a row, and the connection is followed no more.
+    pub(super) fn hears_other(&mut self, slot: u32) {
+        if let Some(waiting) = self.waiting.get_mut(&slot) {
+            waiting.others += 1;
+            if waiting.others == Waiting::OTHERS {
+                self.waiting.remove(&slot);
+            }
+        }
+    }
+
     /// Takes a message that `side` of the connection in `slot` sent.
     pub(super) fn take(
         &mut self,
@@ -216,6 +230,7 @@ impl Learner {
         let asked = (message.id, digest(name, message.kind));
         if !message.is_response {
             let waiting = self.waiting.entry(slot).or_default();
+            waiting.others = 0;
             waiting.side = side as u8;
             waiting.queries[usize::from(waiting.next) % Waiting::MOST] = Some(asked);
             waiting.next = waiting.next.wrapping_add(1);
@@ -224,6 +239,7 @@ impl Learner {
         let Some(waiting) = self.waiting.get_mut(&slot) else {
             return;
         };
+        waiting.others = 0;
         // What nobody asked for nobody believes.
         let Some(query) = waiting
             .queries

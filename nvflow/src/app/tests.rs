@@ -553,6 +553,46 @@ fn quic_tells_what_its_hello_does() {
     assert_eq!(told(&[vec![0xc3; 1_200]]), Application::default());
 }
 
+/// Whatever came between, what was kept of a connection is not there for the next one in its place.
+#[cfg(feature = "quic")]
+#[test]
+fn pieces_do_not_outlive_their_connection() {
+    use super::quic::tests::datagram;
+    let half = datagram(1, 0, &[(0, &chromes_hello(b"old.example")[..700])]);
+    let query = dns_message(7, 0x0100, [1, 0, 0, 0], &[&question(&[b"a"], 1)]);
+    let firsts: [&[(usize, &[u8])]; 4] = [
+        &[(CLIENT, &query), (CLIENT, &half)],
+        &[(CLIENT, &half), (SERVER, &ntp(4, 2))],
+        &[(CLIENT, &half), (SERVER, &query)],
+        &[(SERVER, &half), (CLIENT, &half), (CLIENT, &[0xee; 9])],
+    ];
+    for said in firsts {
+        for is_tcp in [false, true] {
+            let mut first = Talk::udp(4711);
+            for (side, payload) in said {
+                first.says(*side, payload);
+            }
+            let mut next = if is_tcp {
+                Talk::tcp(4712)
+            } else {
+                Talk::udp(4712)
+            };
+            for frame in &mut next.frames {
+                frame.micros += 1_000_000_000;
+            }
+            next.micros += 1_000_000_000;
+            next.says(CLIENT, b"GET / HTTP/1.1\r\n\r\n")
+                .says(SERVER, &[0xee; 9]);
+            let mut frames = first.frames;
+            frames.append(&mut next.frames);
+            let (records, stats) = meter(&frames, learning(100));
+            assert_eq!((records.len(), stats.high_water), (2, 1), "{said:x?}");
+            let protocol = records[1].application.as_ref().and_then(|of| of.protocol);
+            assert_eq!(protocol, is_tcp.then_some(Protocol::Http), "{said:x?}");
+        }
+    }
+}
+
 fn dns_message(id: u16, flags: u16, counts: [u16; 4], rest: &[&[u8]]) -> Vec<u8> {
     let mut message = words(&[id, flags]);
     message.extend(words(&counts));
@@ -753,6 +793,15 @@ fn names_are_learnt_from_responses_to_what_was_asked() {
         talk.says(CLIENT, &query(id, 28)).says(SERVER, &v6(id));
     }
     assert_eq!(learnt(&talk).len(), 3 + 20);
+    // Something else in between, but not for ever.
+    for (others, names) in [(63, 3 + 20 + 1), (64, 3 + 20)] {
+        let mut talk = talk.clone();
+        for _ in 0..others {
+            talk.says(CLIENT, b"none of DNS");
+        }
+        talk.says(CLIENT, &query(41, 28)).says(SERVER, &v6(41));
+        assert_eq!(learnt(&talk).len(), names, "{others}");
+    }
     // Longer than a record lasts, and behind what is none of DNS's.
     talk.says(SERVER, &ntp(4, 2));
     for id in 40..43 {
