@@ -65,7 +65,8 @@ const NG_ENHANCED_PACKET: u32 = 6;
 /// ```
 ///
 /// What is read can be written again: interfaces as they were described, frames with their times and directions, losses. One section comes of
-/// many; comments, names of addresses and what else is no frame is left out, and times are cut to nanoseconds.
+/// many; comments, names of addresses and what else is no frame is left out, times are cut to nanoseconds, and frames to what their interface's
+/// description says is kept of one.
 ///
 /// ```
 /// use std::io::{Read, Write};
@@ -86,6 +87,10 @@ const NG_ENHANCED_PACKET: u32 = 6;
 ///             last = last.max(frame.timestamp());
 ///         }
 ///     }
+///     // Without a frame behind them, some with losses all the same.
+///     for interface in &capture.interfaces()[copied.len()..] {
+///         copied.push((writer.add_interface(&interface.into())?, SourceStats::default()));
+///     }
 ///     for ((number, stats), interface) in copied.iter_mut().zip(capture.interfaces()) {
 ///         stats.dropped = interface.dropped;
 ///         writer.write_statistics(*number, last, stats)?;
@@ -99,7 +104,15 @@ const NG_ENHANCED_PACKET: u32 = 6;
 /// # writer.write(eth0, &Frame::new(&[0; 60], meta))?;
 /// # let stats = SourceStats { frames: 1, dropped: 3, ..SourceStats::default() };
 /// # writer.write_statistics(eth0, meta.timestamp, &stats)?;
+/// # let eth1 = writer.add_interface(&InterfaceDescription { name: Some("eth1".into()), ..Default::default() })?;
+/// # writer.write_statistics(eth1, meta.timestamp, &SourceStats { dropped: 7, ..SourceStats::default() })?;
 /// # let file = writer.finish()?;
+/// # let copied = copy(&file[..], Vec::new())?;
+/// # let mut copied = CaptureFile::new(&copied[..]);
+/// # while !matches!(copied.next_block()?, Next::End) {}
+/// # let dropped: Vec<u64> = copied.interfaces().iter().map(|interface| interface.dropped).collect();
+/// # assert_eq!(dropped, [3, 7]);
+/// # let file = copy(&file[..], Vec::new())?;
 /// # assert_eq!(copy(&file[..], Vec::new())?, file);
 /// # Ok::<(), Error>(())
 /// ```
@@ -350,7 +363,12 @@ impl<R: Read> CaptureFile<R> {
                 if self.buffer.capacity() < room {
                     // Not left to the vector, which would take twice as much at last. In few steps, since both are there while one is copied
                     // to the next; what is not touched costs nothing.
-                    let capacity = (4 * self.buffer.capacity()).clamp(room, MAX_BUFFER);
+                    let next = 4 * self.buffer.capacity();
+                    let capacity = if 2 * next > MAX_BUFFER {
+                        MAX_BUFFER
+                    } else {
+                        next.max(room)
+                    };
                     self.buffer.reserve_exact(capacity - self.buffer.len());
                 }
                 self.buffer.resize(room, 0);

@@ -12,8 +12,8 @@ use crate::{
 /// Frames are copied in, each behind the other, and the oldest fall out when there is no room or when they are older than wanted. Nothing is
 /// allocated after the start; the memory is touched as it is first filled. What fell out is counted.
 ///
-/// How old a frame is, is told by the frames that came after it, and by [`expire`](Self::expire), such that a clock that is set, or a frame that
-/// lies, does not empty the recorder:
+/// How old a frame is, is told by the frames that came after it, and by [`expire`](Self::expire), such that a clock that is set back, or a frame
+/// that lies, does not empty the recorder (one that is set forward does: nothing tells it from time that passed):
 ///
 /// - Frames may come a little out of order. Time stands still while they are behind, by a minute at most.
 /// - A frame that is more than a minute away from the last time, ahead or behind, is kept, and nothing else is changed by it until the next frame is
@@ -152,10 +152,11 @@ impl Clock {
         if !is_odd && time > anchor {
             self.move_to(time, most);
         }
+        // One that comes is not too old already: the clock may have been set back by a little.
         let late = if is_odd {
             0
         } else {
-            anchor.saturating_sub(time)
+            anchor.saturating_sub(time).min(most - 1)
         };
         Seen {
             came: self.passed.wrapping_sub(late),
@@ -628,6 +629,24 @@ mod tests {
         assert_eq!(recorder.stats().frames, 16);
         recorder.expire(now(3_661));
         assert_eq!(recorder.stats().frames, 0);
+    }
+
+    /// By less than a minute, so that time stands still, and yet by more than frames are kept for.
+    #[test]
+    fn a_clock_that_is_set_back_by_a_little_throws_nothing_away() {
+        let mut recorder = FlightRecorder::new(1 << 16, Duration::from_secs(30)).unwrap();
+        push_all(&mut recorder, 1_000..1_100);
+        // So many that none from before is left.
+        let many = (0..1_000).map(|_| 1_054);
+        let full = push_all(&mut recorder, many).last().copied();
+        assert!(full > Some(500), "{full:?}");
+        for second in 1_055..1_100 {
+            assert_eq!(push_all(&mut recorder, [second]).last().copied(), full);
+            recorder.expire(Timestamp::from_nanos(second * SECOND));
+            assert_eq!(Some(recorder.stats().frames), full);
+        }
+        // As time goes on, what is older than wanted falls out.
+        assert_eq!(push_all(&mut recorder, [1_100]), [31]);
     }
 
     #[test]

@@ -221,7 +221,8 @@ impl<W: Write> CaptureWriter<W> {
         self.spill()
     }
 
-    /// Writes what was counted on an interface up to `at`; the last word counts.
+    /// Writes what was counted on an interface up to `at`. Readers take the last word, or the highest one, as [`CaptureFile`](crate::CaptureFile) does:
+    /// totals do not decrease.
     ///
     /// `isb_ifrecv` is what came, `isb_ifdrop` what the kernel lost of it (dumpcap's use), `isb_usrdeliv` what was
     /// handed out.

@@ -609,18 +609,22 @@ struct Parts<'a> {
 
 impl Read for Parts<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while let Some(((part, times), later)) = self.parts.split_first() {
+        // As much as there is room for, so that reads end anywhere in a block.
+        let mut read = 0;
+        while let Some(((part, times), later)) = self.parts.split_first()
+            && read < buffer.len()
+        {
             if self.at == part.len() * times {
                 (self.parts, self.at) = (later, 0);
                 continue;
             }
             let rest = &part[self.at % part.len()..];
-            let n = rest.len().min(buffer.len());
-            buffer[..n].copy_from_slice(&rest[..n]);
+            let n = rest.len().min(buffer.len() - read);
+            buffer[read..read + n].copy_from_slice(&rest[..n]);
             self.at += n;
-            return Ok(n);
+            read += n;
         }
-        Ok(0)
+        Ok(read)
     }
 }
 
