@@ -3,6 +3,7 @@
 use nvcapture::filter::{self, Filter, Place, Program};
 use nvcapture::{BpfInsn, Frame, LinkType};
 
+use crate::escape;
 use crate::exit::CliError;
 
 /// What a program answers for a frame that is wanted; the ring's own snap length still applies.
@@ -14,7 +15,17 @@ pub(crate) fn live(expression: &str) -> Result<Vec<BpfInsn>, CliError> {
         .at(Place::Marked)
         .program(expression)
         .map(Program::into_instructions)
-        .map_err(|error| wrong(expression, &error))
+        .map_err(|error| {
+            let told = wrong(expression, &error);
+            // Other commands take a container in this place.
+            if error.position() == 0 && !expression.contains(char::is_whitespace) {
+                return told.remedy(format!(
+                    "nvcli flows --container {}; or a filter: docs/filters.md, `man pcap-filter`",
+                    escape::shell(expression)
+                ));
+            }
+            told
+        })
 }
 
 /// The programs for files: one for each link type that occurs.
@@ -104,6 +115,21 @@ mod tests {
         assert_eq!(lines[1], "  because: tcp prt 443");
         assert!(lines[2].starts_with("  because:     ^ expected"), "{text}");
         assert_eq!(error.exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn a_container_in_the_place_of_a_filter_is_told_where_it_belongs() {
+        let text = live("netns:c d").unwrap_err().to_string();
+        assert!(!text.contains("--container"), "{text}");
+        for (said, told) in [
+            ("web-1", "--container web-1;"),
+            ("a$b", "--container 'a$b';"),
+        ] {
+            let text = live(said).unwrap_err().to_string();
+            assert!(text.contains(told), "{text}");
+        }
+        let text = live("tcp and").unwrap_err().to_string();
+        assert!(!text.contains("--container"), "{text}");
     }
 
     #[test]
