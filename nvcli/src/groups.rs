@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::args::{RecordOutput, SortKey, duration, positive};
 use crate::escape;
 use crate::exit::Say;
-use crate::render::flows::protocol;
+use crate::render::flows::{protocol, vlans};
 use crate::render::table::{Column, Fit, Layout};
 use crate::render::text::{self, count, grouped};
 use crate::twins::Twins;
@@ -56,7 +56,7 @@ pub(crate) enum By {
     Id,
     /// The container's interface
     Interface,
-    /// The VLAN
+    /// The VLANs, of both tags
     Vlan,
     /// The application protocol, where it is known
     Application,
@@ -184,6 +184,11 @@ struct Line<'a> {
     interface: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vlan_id: Option<u16>,
+    #[serde(
+        rename = "dot1qCustomerVlanId",
+        skip_serializing_if = "Option::is_none"
+    )]
+    customer_vlan_id: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     application_name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -260,6 +265,7 @@ impl<'a> Line<'a> {
             observation_point_id: key.observation_point,
             interface: key.interface.as_deref(),
             vlan_id: key.vlan,
+            customer_vlan_id: key.customer_vlan,
             application_name: key.application,
             server_name: key.server_name.as_deref(),
             ..Self::of(sum, None)
@@ -267,7 +273,7 @@ impl<'a> Line<'a> {
     }
 
     /// Titles and values as of CSV.
-    fn columns(&self) -> [(&'static str, Cow<'_, str>); 27] {
+    fn columns(&self) -> [(&'static str, Cow<'_, str>); 28] {
         let number = |number: Option<u64>| {
             Cow::Owned(number.map(|number| number.to_string()).unwrap_or_default())
         };
@@ -306,6 +312,10 @@ impl<'a> Line<'a> {
             ),
             ("interface", text(self.interface)),
             ("vlanId", number(self.vlan_id.map(u64::from))),
+            (
+                "dot1qCustomerVlanId",
+                number(self.customer_vlan_id.map(u64::from)),
+            ),
             ("applicationName", text(self.application_name)),
             ("serverName", text(self.server_name)),
             (
@@ -374,7 +384,7 @@ impl<'a> Line<'a> {
                 .map(|id| format!("{id:04x}"))
                 .unwrap_or_default(),
             name(self.interface),
-            port(self.vlan_id),
+            vlans(self.vlan_id, self.customer_vlan_id),
             name(self.application_name),
             name(self.server_name),
             count(self.connections_opened),

@@ -352,10 +352,34 @@ fn two_tags_are_told_and_tell_customers_apart() {
         .collect();
     told.sort_unstable();
     assert_eq!(told, ["", "20", "30"]);
-    let table = shown("table");
-    for vlans in ["100.20", "100.30"] {
-        assert!(stdout(&table).contains(vlans), "{}", stdout(&table));
+    let by_vlan = run(&["flows", "--read", text(&file), "--group-by", "vlan"]);
+    for table in [shown("table"), by_vlan] {
+        for vlans in ["100.20", "100.30"] {
+            assert!(stdout(&table).contains(vlans), "{}", stdout(&table));
+        }
     }
+
+    // In a tunnel, on a VLAN of its own: what is inside has its own tags.
+    let hosts = [([192, 0, 2, 1], 50_000), ([192, 0, 2, 2], 4_789)];
+    let vxlan = [&[8, 0, 0, 0, 0, 0, 77, 0][..], &frames[0]].concat();
+    let mut outer = datagram(hosts[0], hosts[1], &vxlan);
+    outer.splice(12..12, [0x81, 0x00, 0, 42]);
+    let file = folder.file("inside.pcapng", &capture(&[outer]));
+    let json = run(&[
+        "flows",
+        "--read",
+        text(&file),
+        "--decap",
+        "--output",
+        "json",
+    ]);
+    let [record] = &lines_of(&json)[..] else {
+        panic!("{}", stdout(&json));
+    };
+    assert_eq!(
+        [&record["vlanId"], &record["dot1qCustomerVlanId"]],
+        [100, 20]
+    );
 }
 
 /// Two datagrams on VLAN 42, each in VXLAN between the same two hosts, the second an answer.

@@ -36,7 +36,7 @@ pub struct GroupBy {
     pub observation_point: bool,
     /// The interface observed.
     pub interface: bool,
-    /// The VLAN of the outermost tag.
+    /// The VLANs of both tags.
     pub vlan: bool,
     /// The application protocol.
     pub application: bool,
@@ -83,6 +83,8 @@ pub struct ConversationKey {
     pub interface: Option<Arc<str>>,
     /// The VLAN of the outermost tag.
     pub vlan: Option<u16>,
+    /// The VLAN of the second tag.
+    pub customer_vlan: Option<u16>,
     /// The application protocol, as its octets tell.
     pub application: Option<&'static str>,
     /// The name that the client asked for.
@@ -127,6 +129,7 @@ impl GroupBy {
             protocol: self.protocol.then_some(record.protocol_identifier),
             observation_point: record.observation_point.filter(|_| self.observation_point),
             vlan: record.vlan_id.filter(|_| self.vlan),
+            customer_vlan: record.customer_vlan_id.filter(|_| self.vlan),
         }
     }
 }

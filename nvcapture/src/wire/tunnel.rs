@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::link::{by_ether_type, ethernet, ppp};
-use super::{Headers, Layer, Link, Rest, Transport, ip, ipv4, ipv6, protocol};
+use super::{Headers, Layer, Link, Rest, Transport, WireError, ip, ipv4, ipv6, protocol};
 
 /// How a packet was carried inside another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +91,20 @@ fn inside<'f>(outer: &Headers<'f>) -> Option<(TunnelKind, Option<u32>, Headers<'
     Some(found)
 }
 
+/// A frame inside a tunnel: its own tags tell its VLANs, and where it has none the outermost frame's.
+fn inner_ethernet<'f>(link: Link<'f>, rest: Rest<'f>) -> Result<Headers<'f>, WireError> {
+    let untagged = Link {
+        vlan: None,
+        inner_vlan: None,
+        ..link
+    };
+    let mut headers = ethernet(untagged, rest)?;
+    if headers.vlan.is_none() {
+        (headers.vlan, headers.inner_vlan) = (link.vlan, link.inner_vlan);
+    }
+    Ok(headers)
+}
+
 type Found<'f> = Option<(TunnelKind, Option<u32>, Headers<'f>)>;
 
 fn gre<'f>(link: Link<'f>, rest: Rest<'f>) -> Found<'f> {
@@ -115,13 +129,13 @@ fn gre<'f>(link: Link<'f>, rest: Rest<'f>) -> Found<'f> {
             let framed = body.octets.starts_with(&[0xff, 0x03]);
             ppp(link, body.after(usize::from(framed) * 2)).ok()?
         }
-        (0, 0x6558) => ethernet(link, body).ok()?,
+        (0, 0x6558) => inner_ethernet(link, body).ok()?,
         // ERSPAN: type I has no header of its own and no sequence number, type II has 8 octets.
-        (0, 0x88be) => ethernet(link, body.after(usize::from(sequence) * 8)).ok()?,
+        (0, 0x88be) => inner_ethernet(link, body.after(usize::from(sequence) * 8)).ok()?,
         // Type III: 12 octets, and 8 more when its last bit says so.
         (0, 0x22eb) => {
             let &[.., last] = body.octets.first_chunk::<12>()?;
-            ethernet(link, body.after(12 + usize::from(last & 1) * 8)).ok()?
+            inner_ethernet(link, body.after(12 + usize::from(last & 1) * 8)).ok()?
         }
         (0, other) => by_ether_type(link, body, other).ok()?,
         _ => return None,
@@ -137,7 +151,7 @@ fn vxlan<'f>(link: Link<'f>, rest: Rest<'f>) -> Found<'f> {
     Some((
         TunnelKind::Vxlan,
         Some(u32::from_be_bytes([0, a, b, c])),
-        ethernet(link, rest.after(8)).ok()?,
+        inner_ethernet(link, rest.after(8)).ok()?,
     ))
 }
 
@@ -168,7 +182,7 @@ fn vxlan_gpe<'f>(link: Link<'f>, rest: Rest<'f>) -> Found<'f> {
     let headers = match next {
         1 => ipv4(link, body).ok()?,
         2 => ipv6(link, body).ok()?,
-        3 => ethernet(link, body).ok()?,
+        3 => inner_ethernet(link, body).ok()?,
         _ => return None,
     };
     Some((
@@ -185,7 +199,7 @@ fn geneve<'f>(link: Link<'f>, rest: Rest<'f>) -> Found<'f> {
     }
     let body = rest.after(8 + usize::from(options & 0x3f) * 4);
     let headers = match u16::from_be_bytes([x, y]) {
-        0x6558 => ethernet(link, body).ok()?,
+        0x6558 => inner_ethernet(link, body).ok()?,
         other => by_ether_type(link, body, other).ok()?,
     };
     Some((

@@ -429,7 +429,7 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
         escape::text(record.labels.workload.as_deref().unwrap_or_default()).into_owned(),
         protocol(record.protocol_identifier).into_owned(),
         application(record),
-        vlans(record),
+        vlans(record.vlan_id, record.customer_vlan_id),
         state,
         both(record.forward.packets, record.reverse.packets),
         both(record.forward.octets, record.reverse.octets),
@@ -445,8 +445,8 @@ pub(crate) fn row(record: &FlowRecord) -> Vec<String> {
 const LONGEST_WORD: usize = 64;
 
 /// The VLAN of the outermost tag, and behind it that of the second.
-fn vlans(record: &FlowRecord) -> String {
-    match (record.vlan_id, record.customer_vlan_id) {
+pub(crate) fn vlans(vlan: Option<u16>, customer: Option<u16>) -> String {
+    match (vlan, customer) {
         (None, None) => String::new(),
         (Some(id), None) => id.to_string(),
         (id, Some(customer)) => format!("{}.{customer}", id.unwrap_or_default()),
