@@ -68,7 +68,11 @@ struct Inspected {
 impl Engine {
     /// Connects to the engine that `DOCKER_HOST` names, or to the local one, and agrees on an API version.
     pub(crate) fn connect() -> Result<Self> {
-        let socket = socket_of(env::var("DOCKER_HOST").ok().as_deref())?;
+        Self::at(socket_of(env::var("DOCKER_HOST").ok().as_deref())?)
+    }
+
+    /// Connects to the engine that listens at `socket`, and agrees on an API version.
+    pub(crate) fn at(socket: PathBuf) -> Result<Self> {
         reachable(&socket)?;
         let answers = |source: &dyn std::fmt::Display| {
             CliError::new(format!(

@@ -778,8 +778,11 @@ impl Keeper {
         }
     }
 
-    /// The addresses of a container's interfaces, as its engine tells; `None` when it does not answer. `of` is the one that is being
-    /// worked on.
+    /// The addresses of a container's interfaces, as its engine tells when it is asked now; `None` when it is not connected. `of` is the
+    /// container that is being worked on.
+    ///
+    /// What was heard before is not enough to take an interface away, or give one back: Podman's socket does not tell when a container is
+    /// connected to a network or disconnected.
     fn interfaces(
         &self,
         id: &str,
@@ -790,9 +793,9 @@ impl Keeper {
         let (engine, container) = of
             .filter(|(_, container)| container.id.starts_with(id))
             .or_else(|| known.and_then(|(_, kept)| kept.what.container()))?;
-        engines.get(engine).filter(|engine| engine.is_connected)?;
-        let macs = container.on.iter().filter_map(|on| on.mac);
-        Some(Ok(Some(macs.map(|mac| mac.to_string()).collect())))
+        let engine = engines.get(engine).filter(|engine| engine.is_connected)?;
+        let asked = crate::container::Engine::at(engine.socket.clone());
+        Some(asked.and_then(|engine| engine.interfaces(&container.id)))
     }
 
     fn take_back(&mut self, which: impl Fn(&Attachment) -> bool) -> Result<(), Trouble> {
