@@ -87,6 +87,11 @@ fn main() {
         NETNS,
         a_reload_changes_what_is_attached,
     );
+    add(
+        "what_others_hold_up_is_taken_back_later",
+        NETNS,
+        what_others_hold_up_is_taken_back_later,
+    );
     add("questions_are_answered", NETNS, questions_are_answered);
     add(
         "flows_come_from_the_agent",
@@ -701,6 +706,45 @@ fn a_reload_changes_what_is_attached() -> Result<(), Failed> {
     )?;
     ensure(said.contains("[capture] changed"), said)?;
     same("left", ours(&lab.host)?, String::new())
+}
+
+/// The number of the eBPF map that a process waits for its turn with.
+fn ticket_of(process: u32) -> Option<u32> {
+    let files = std::fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?;
+    files.flatten().find_map(|file| {
+        let text = std::fs::read_to_string(file.path()).ok()?;
+        let mut lines = text.lines();
+        lines.find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok())
+    })
+}
+
+/// An agent that waited in vain for another process to be done takes back all the same what is selected no longer.
+fn what_others_hold_up_is_taken_back_later() -> Result<(), Failed> {
+    let lab = Lab::new(&["one", "two"])?;
+    let [one, two] = [0, 1].map(|n| target(&lab.containers[n].netns));
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("agent.toml");
+    let write = |targets: &[&String]| {
+        std::fs::write(&file, format!("mode = \"mirror\"\ntargets = {targets:?}\n"))
+    };
+    write(&[&one])?;
+    let path = file.display().to_string();
+    let agent = Agent::start(&lab.host, &["--no-engine", "--config", &path])?;
+    let names = || -> Result<Vec<String>, Failed> {
+        let all = listed(&lab.host)?.into_iter();
+        Ok(all.map(|a| a.workload.name).collect())
+    };
+    same("at first", names()?, vec![one])?;
+    let held = nvnet::Session::open(&lab.host).map_err(chain)?;
+    write(&[&two])?;
+    agent.signal(Signal::SIGHUP)?;
+    let ticket = || Ok(ticket_of(agent.child.id()));
+    let first = until("a wait", ticket, Option::is_some)?;
+    // Another ticket is drawn when the first one was given up.
+    until("another try", ticket, |now| now.is_some() && *now != first)?;
+    drop(held);
+    until("the change", names, |names| names[..] == [two.clone()])?;
+    agent.end().map(drop)
 }
 
 /// An agent of two containers that writes its records to the file told, with `more` in its configuration.

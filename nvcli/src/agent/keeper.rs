@@ -42,6 +42,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 
 /// How long the keeper waits for others that change what is attached, in one turn: shorter than it is thought to hang.
 const WAITS: Duration = Duration::from_secs(20);
+/// The same at the end, after which nobody tries again: with a turn before it, shorter than a service manager waits for the end.
+const WAITS_AT_END: Duration = Duration::from_secs(60);
 
 /// What the keeper is told.
 #[derive(Debug)]
@@ -90,6 +92,8 @@ struct Kept {
     heard: Instant,
     took: Option<Duration>,
     failures: u32,
+    /// What is attached in its namespace is taken back when it is to be ignored, however it fares meanwhile.
+    is_ours: bool,
 }
 
 #[derive(Debug)]
@@ -135,6 +139,17 @@ enum Trouble {
     Refused(String),
     /// It may work later.
     Failed(String),
+    /// Another process changes what is attached, so that nothing was tried: all is as it was.
+    Busy(Error),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Locked { .. } => Self::Busy(error),
+            other => Self::Failed(chain(&other)),
+        }
+    }
 }
 
 /// The thread that keeps attached what is to be.
@@ -326,6 +341,7 @@ impl Keeper {
                 heard: now,
                 took: None,
                 failures: 0,
+                is_ours: false,
             },
         );
     }
@@ -379,6 +395,7 @@ impl Keeper {
                 heard: Instant::now(),
                 took: None,
                 failures: 0,
+                is_ours: false,
             });
         }
     }
@@ -501,6 +518,11 @@ impl Keeper {
                 }
             }
             Err(error) => {
+                let rest = match error {
+                    Error::Locked { .. } => SWEEP,
+                    _ => RETRY.1,
+                };
+                self.sweep = Some(Instant::now() + rest);
                 tracing::warn!("cannot clear away: {}", escape::text(&chain(&error)));
             }
         }
@@ -526,33 +548,24 @@ impl Keeper {
         };
         kept.due = None;
         let before = kept.state.clone();
-        match self.bring(&mut kept) {
-            Ok(state) => {
-                kept.failures = 0;
-                kept.state = state;
-            }
-            Err(Trouble::Ended) => {
-                // Its event is on the way; a target may come again.
-                if matches!(kept.what, What::Container(..)) {
-                    self.changed = true;
-                    (self.sweep, self.sweeps) = (Some(Instant::now() + SWEEP), SWEEPS);
-                    return;
-                }
-                kept.state = State::Waiting;
-                kept.netns = None;
-            }
-            Err(Trouble::Refused(why)) => kept.state = State::Failed(why),
-            Err(Trouble::Failed(why)) => {
+        let outcome = self.bring(&mut kept);
+        match &outcome {
+            Err(Trouble::Failed(_)) => {
                 self.deeds.failed.fetch_add(1, Ordering::Relaxed);
-                let rest = RETRY
-                    .0
-                    .saturating_mul(1 << kept.failures.min(16))
-                    .min(RETRY.1);
-                kept.failures += 1;
-                kept.due = Some(Instant::now() + rest);
-                kept.state = State::Failed(why);
             }
+            Err(Trouble::Busy(error)) => {
+                let (name, why) = (name_of(&kept.what), chain(error));
+                tracing::debug!(workload = %escape::text(&name), why = %escape::text(&why), "waits");
+            }
+            // Its event is on the way; a target may come again.
+            Err(Trouble::Ended) if matches!(kept.what, What::Container(..)) => {
+                self.changed = true;
+                (self.sweep, self.sweeps) = (Some(Instant::now() + SWEEP), SWEEPS);
+                return;
+            }
+            _ => {}
         }
+        kept.take(outcome, Instant::now());
         if kept.state != before {
             self.changed = true;
             let name = name_of(&kept.what);
@@ -579,11 +592,12 @@ impl Keeper {
             Choice::Attach(mode) => mode,
             Choice::Ignore => {
                 // What an earlier configuration attached is taken back; what others did is left.
-                if matches!(kept.state, State::Attached(_))
+                if kept.is_ours
                     && let Some((inode, _)) = kept.netns
                 {
                     self.take_back(|a| a.netns_inode() == inode)?;
                 }
+                kept.is_ours = false;
                 return Ok(State::Ignored);
             }
         };
@@ -612,6 +626,7 @@ impl Keeper {
             // Whose network it is has to be attached itself, and is.
             (_, Some((owner, true))) => {
                 kept.netns = Some((inode, None));
+                kept.is_ours = false;
                 return Ok(State::Shared(owner.name));
             }
             (_, Some((owner, false))) => owner,
@@ -629,7 +644,8 @@ impl Keeper {
                 },
             },
         };
-        let trouble = self.attach(&netns, (&workload, kept.what.container()), mode);
+        let of = kept.what.container();
+        let trouble = self.attach(&netns, (&workload, of), mode, &mut kept.is_ours);
         let number = nvnet::number_of(&self.host, &netns).ok().flatten();
         kept.netns = Some((inode, number));
         let alive = match &kept.what {
@@ -688,22 +704,24 @@ impl Keeper {
         }
     }
 
-    /// Attaches what is not attached of a namespace; tells how many interfaces are, and what could not be.
+    /// Attaches what is not attached of a namespace; tells how many interfaces are, and what could not be. From when it may change
+    /// something what is attached there is ours.
     fn attach(
         &mut self,
         netns: &Netns,
         (workload, of): (&Workload, Option<(usize, &Container)>),
         mode: Mode,
+        is_ours: &mut bool,
     ) -> Result<(usize, Option<String>), Trouble> {
-        let failed = |error: &Error| Trouble::Failed(chain(error));
         let inode = netns.id().ino;
-        let links = nvnet::links(netns).map_err(|error| failed(&error))?;
+        let links = nvnet::links(netns)?;
         let there = |session: &Session| -> Vec<Attachment> {
             let all = session.attached();
             let here = all.iter().filter(|a| a.netns_inode() == inode);
             here.cloned().collect()
         };
-        let session = self.session().map_err(|error| failed(&error))?;
+        let session = self.session()?;
+        *is_ours = true;
         let mut mine = there(session);
         let is_ours = |link: &nvnet::Link| {
             link.group == nvnet::GROUP || link.name.starts_with(nvnet::EX_PREFIX)
@@ -716,11 +734,9 @@ impl Keeper {
         let half_done =
             originals.count() != inline.count() || (mine.is_empty() && links.iter().any(is_ours));
         if half_done || mine.iter().any(|a| a.health != Health::Whole) {
-            let mut session = self.take_session().map_err(|error| failed(&error))?;
+            let mut session = self.take_session()?;
             let judge = |orphan: &Orphan<'_>| orphan::decide(orphan, |id| self.interfaces(id, of));
-            let repaired = session
-                .repair_target(netns, &judge)
-                .map_err(|error| failed(&error))?;
+            let repaired = session.repair_target(netns, &judge)?;
             for done in repaired {
                 tracing::warn!("repaired: {}", escape::text(&done.to_string()));
             }
@@ -730,10 +746,10 @@ impl Keeper {
         // What the rules select is ours, whoever attached it.
         if mine.iter().any(|a| a.mode != mode) {
             self.take_back(|a| a.netns_inode() == inode && a.mode != mode)?;
-            let session = self.session().map_err(|error| failed(&error))?;
+            let session = self.session()?;
             mine = there(session);
         }
-        let links = nvnet::links(netns).map_err(|error| failed(&error))?;
+        let links = nvnet::links(netns)?;
         let wanted = links.iter().filter(|link| {
             link.is_ethernet()
                 && link.is_up()
@@ -744,7 +760,7 @@ impl Keeper {
         let mut refused: Vec<String> = Vec::new();
         let mut again = false;
         for link in wanted {
-            let session = self.take_session().map_err(|error| failed(&error))?;
+            let session = self.take_session()?;
             let done = Plan::new(&self.host, netns, workload.clone())
                 .mode(mode)
                 .interface(&link.name)
@@ -799,9 +815,8 @@ impl Keeper {
     }
 
     fn take_back(&mut self, which: impl Fn(&Attachment) -> bool) -> Result<(), Trouble> {
-        let failed = |error: Error| Trouble::Failed(chain(&error));
         let deeds = Arc::clone(&self.deeds);
-        let session = self.session().map_err(failed)?;
+        let session = self.session()?;
         let ids: Vec<_> = session
             .attached()
             .iter()
@@ -809,7 +824,7 @@ impl Keeper {
             .map(|a| a.id)
             .collect();
         for id in ids {
-            session.detach(id).map_err(failed)?;
+            session.detach(id)?;
             deeds.detached.fetch_add(1, Ordering::Relaxed);
         }
         self.changed = true;
@@ -899,23 +914,79 @@ impl Keeper {
     /// The end: takes back what it is told to.
     fn end(mut self) {
         self.session = None;
-        self.waits_until = Instant::now() + WAITS;
+        self.waits_until = Instant::now() + WAITS_AT_END;
         if self.config.on_exit != super::config::OnExit::Detach {
             return;
         }
         let mine: HashSet<u64> = self
             .kept
             .values()
-            .filter(|kept| matches!(kept.choice, Choice::Attach(_)))
+            .filter(|kept| kept.is_ours || matches!(kept.choice, Choice::Attach(_)))
             .filter_map(|kept| kept.netns)
             .map(|(inode, _)| inode)
             .collect();
-        if let Err(Trouble::Failed(why) | Trouble::Refused(why)) =
-            self.take_back(|attachment| mine.contains(&attachment.netns_inode()))
-        {
-            tracing::error!("not everything could be detached: {}", escape::text(&why));
+        let is_mine = |a: &&Attachment| mine.contains(&a.netns_inode());
+        let mut why = None;
+        match self.session() {
+            Ok(session) => {
+                let all = session.attached();
+                let ids: Vec<_> = all.iter().filter(is_mine).map(|a| a.id).collect();
+                for done in session.detach_together(&ids) {
+                    match done {
+                        Ok(()) => {
+                            self.deeds.detached.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(error) => why = Some(error),
+                    }
+                }
+                self.sweep();
+            }
+            Err(error) => why = Some(error),
         }
-        self.sweep();
+        let Some(why) = why else {
+            return;
+        };
+        let left = match nvnet::list(&self.host) {
+            Ok(all) => {
+                let left = all.iter().filter(is_mine);
+                let left: Vec<_> = left.map(crate::cmd::detach::still_there).collect();
+                left.join("; ")
+            }
+            Err(error) => format!("what is cannot be read: {}", chain(&error)),
+        };
+        tracing::error!(
+            why = %escape::text(&chain(&why)),
+            "not everything could be detached: {}; `nvcli detach` with the names takes it back",
+            escape::text(&left)
+        );
+    }
+}
+
+impl Kept {
+    /// Takes note of what became of it. What could not be tried for others changes nothing that is known of it, and is tried again soon.
+    fn take(&mut self, outcome: Result<State, Trouble>, now: Instant) {
+        match outcome {
+            Ok(state) => {
+                self.failures = 0;
+                self.state = state;
+            }
+            Err(Trouble::Ended) => {
+                self.state = State::Waiting;
+                self.netns = None;
+                self.is_ours = false;
+            }
+            Err(Trouble::Refused(why)) => self.state = State::Failed(why),
+            Err(Trouble::Failed(why)) => {
+                let rest = RETRY
+                    .0
+                    .saturating_mul(1 << self.failures.min(16))
+                    .min(RETRY.1);
+                self.failures += 1;
+                self.due = Some(now + rest);
+                self.state = State::Failed(why);
+            }
+            Err(Trouble::Busy(_)) => self.due = Some(now + RETRY.0),
+        }
     }
 }
 
@@ -1022,5 +1093,46 @@ fn subject(kept: &Kept) -> Subject {
             .took
             .and_then(|took| u64::try_from(took.as_micros()).ok()),
         paused: container.is_some_and(|container| container.is_paused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_for_others_changes_nothing_that_is_known() {
+        let now = Instant::now();
+        let mut kept = Kept {
+            what: What::Target(Target::Pid(1)),
+            choice: Choice::Ignore,
+            said_by: "targets".into(),
+            state: State::Attached(None),
+            netns: Some((7, None)),
+            due: None,
+            heard: now,
+            took: None,
+            failures: 0,
+            is_ours: true,
+        };
+        let locked = || {
+            Trouble::from(Error::Locked {
+                netns: "host".into(),
+                pid: None,
+                command: None,
+                waited_ms: 20_000,
+            })
+        };
+        for _ in 0..20 {
+            kept.take(Err(locked()), now);
+        }
+        assert_eq!(kept.state, State::Attached(None));
+        assert_eq!((kept.failures, kept.due), (0, Some(now + RETRY.0)));
+        assert!(kept.is_ours);
+        // Nor is it forgotten after a failure that is one.
+        kept.take(Err(Trouble::Failed("no".into())), now);
+        assert!(kept.is_ours && matches!(kept.state, State::Failed(_)));
+        kept.take(Err(locked()), now);
+        assert!(kept.is_ours && kept.failures == 1);
     }
 }
