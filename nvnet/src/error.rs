@@ -252,6 +252,13 @@ impl Error {
         Some(match self {
             Self::RollbackIncomplete { .. } => "`repair` undoes what is left (`nvcli repair`); then look at what `list` shows (`nvcli list`)".into(),
             Self::Undone { source, .. } => return source.remedy(),
+            Self::Netns { op: "lock", source, .. } | Self::Bpf { source, .. }
+                if errno(source) == Some(libc::EPERM) && may_use_bpf() =>
+            {
+                "this process has the capabilities; what may still forbid bpf(2): RLIMIT_MEMLOCK before Linux 5.11 (`ulimit -l unlimited`, LimitMEMLOCK=infinity), \
+                 a user namespace, a seccomp filter (as that of a container), an LSM, the kernel's lockdown"
+                    .into()
+            }
             Self::Refused { source, .. }
             | Self::Netlink { source, .. }
             | Self::Netns { source, .. }
@@ -290,6 +297,22 @@ impl Error {
     }
 }
 
+/// Whether this thread has the capabilities that our uses of `bpf(2)` take, be they those of a user namespace.
+fn may_use_bpf() -> bool {
+    std::fs::read_to_string("/proc/thread-self/status").is_ok_and(|status| allows_bpf(&status))
+}
+
+fn allows_bpf(status: &str) -> bool {
+    const CAP_NET_ADMIN: u64 = 1 << 12;
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .unwrap_or_default();
+    u64::from_str_radix(line.trim(), 16)
+        .is_ok_and(|has| has & CAP_NET_ADMIN != 0 && has & CAP_SYS_ADMIN != 0)
+}
+
 /// `: words`, or nothing.
 fn said(words: &Option<String>) -> String {
     words.as_ref().map(|w| format!(": {w}")).unwrap_or_default()
@@ -316,6 +339,30 @@ fn list(items: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_is_not_told_to_be_root() {
+        for (capabilities, allows) in [
+            ("000001ffffffffff", true),
+            ("0000000000201000", true),
+            ("0000008000001000", false),
+            ("0000000000000000", false),
+            ("", false),
+        ] {
+            let status =
+                format!("Name:\tnvcli\nCapPrm:\t000001ffffffffff\nCapEff:\t{capabilities}\n");
+            assert_eq!(allows_bpf(&status), allows, "{capabilities}");
+        }
+        let forbidden = |op| Error::Netns {
+            op,
+            netns: "host".into(),
+            source: io::Error::from_raw_os_error(libc::EPERM),
+        };
+        let remedy = |op| forbidden(op).remedy().expect("something to do");
+        assert!(remedy("enter").contains("run it as root"));
+        assert_eq!(remedy("lock").contains("RLIMIT_MEMLOCK"), may_use_bpf());
+        assert_eq!(remedy("lock").contains("run it as root"), !may_use_bpf());
+    }
 
     #[test]
     fn what_to_do_is_told_to_callers_first_and_then_as_a_command() {

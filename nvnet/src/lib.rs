@@ -41,6 +41,7 @@ mod keep;
 pub mod lab;
 mod link;
 mod lock;
+mod memlock;
 mod netns;
 mod probe;
 mod session;

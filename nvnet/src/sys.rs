@@ -8,6 +8,8 @@ use std::ffi::{CStr, c_int};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use crate::memlock;
+
 /// `NS_GET_NSTYPE` of include/uapi/linux/nsfs.h: `_IO(0xb7, 3)`.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
@@ -64,7 +66,7 @@ const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 /// Loads a classifier (`BPF_PROG_TYPE_SCHED_CLS`); a refusal brings what the verifier wrote into `log`.
 ///
 /// # Errors
-/// `EPERM` without CAP_BPF, `EACCES` or `EINVAL` when the verifier refuses, `ENOSYS` without the system call.
+/// `EPERM` without CAP_BPF or beyond RLIMIT_MEMLOCK where that cannot be raised, `EACCES` or `EINVAL` when the verifier refuses, `ENOSYS` without the system call.
 pub(crate) fn load_classifier(name: &CStr, insns: &[Insn], log: &mut [u8]) -> io::Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let mut prog_name = [0; 16];
@@ -72,7 +74,7 @@ pub(crate) fn load_classifier(name: &CStr, insns: &[Insn], log: &mut [u8]) -> io
         *to = *from;
     }
     let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    let attr = ProgLoadAttr {
+    let mut attr = ProgLoadAttr {
         prog_type: BPF_PROG_TYPE_SCHED_CLS,
         insn_cnt: u32::try_from(insns.len()).map_err(too_long)?,
         insns: insns.as_ptr() as u64,
@@ -88,21 +90,9 @@ pub(crate) fn load_classifier(name: &CStr, insns: &[Insn], log: &mut [u8]) -> io
         prog_flags: 0,
         prog_name,
     };
-    // SAFETY: `attr` is laid out as the kernel reads it (asserted above) and its size is passed along, so nothing beyond
-    // it is read. Its pointers lead to `insns` (`insn_cnt` entries), a NUL-ended string and `log` (`log_size` octets, the
-    // only memory that is written), all of which outlive the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const attr,
-            size_of::<ProgLoadAttr>() as libc::c_uint,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = c_int::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    // SAFETY: `attr` is laid out as the kernel reads it (asserted above). Its pointers lead to `insns` (`insn_cnt` entries), a NUL-ended
+    // string and `log` (`log_size` octets, the only memory that is written), all of which outlive the calls.
+    let fd = memlock::charged(|| unsafe { bpf(BPF_PROG_LOAD, &mut attr) })?;
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns (the kernel sets O_CLOEXEC on it).
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -186,7 +176,7 @@ unsafe fn bpf<T>(command: c_int, attr: &mut T) -> io::Result<c_int> {
 /// An empty eBPF map of this name, of a type that nobody makes without CAP_NET_ADMIN. Of the name 15 octets are taken.
 ///
 /// # Errors
-/// `EPERM` without CAP_NET_ADMIN and CAP_BPF, `ENOSYS` without the system call.
+/// `EPERM` without CAP_NET_ADMIN and CAP_BPF or beyond RLIMIT_MEMLOCK where that cannot be raised, `ENOSYS` without the system call.
 pub(crate) fn make_map(name: &str) -> io::Result<OwnedFd> {
     let mut attr = MapCreateAttr {
         map_type: BPF_MAP_TYPE_DEVMAP,
@@ -199,7 +189,7 @@ pub(crate) fn make_map(name: &str) -> io::Result<OwnedFd> {
         map_name: map_name(name),
     };
     // SAFETY: laid out as the kernel reads it (asserted above); there is no pointer in it.
-    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attr) }?;
+    let fd = memlock::charged(|| unsafe { bpf(BPF_MAP_CREATE, &mut attr) })?;
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns (the kernel sets O_CLOEXEC on it).
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
