@@ -1,5 +1,6 @@
 //! From a target to its network namespace and the name its attachments get.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use nvnet::{Attachment, Netns, Session, Workload};
@@ -47,22 +48,31 @@ pub(crate) fn host() -> Result<Netns> {
     Netns::current().map_err(|error| net("cannot open the host's network namespace", &error))
 }
 
-/// How long another command is waited for without a word.
+/// How long another command is waited for without a word, and from then on until it is looked whether it is still the same one.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// The right to change what is attached in `host`; says whom it waits for. A signal ends the wait.
 pub(crate) fn session(host: &Netns, say: Say) -> Result<Session> {
-    let mut opened = Session::open_within(host, QUIET);
-    if let Err(nvnet::Error::Locked { pid, command, .. }) = &opened {
-        let whom = match (pid, command) {
-            (Some(pid), Some(command)) => format!("process {pid} ({})", escape::text(command)),
-            _ => "another process".into(),
-        };
-        say.note(format!(
-            "waiting for {whom}, which changes what is attached"
-        ));
-        opened = Session::open(host);
-    }
+    let mut told: Option<Option<(u32, String)>> = None;
+    let mut next = QUIET;
+    let opened = Session::open_watched(host, Session::PATIENCE, |waiting| {
+        if waiting.lasted() >= next {
+            next = waiting.lasted() + QUIET;
+            let holder = waiting.holder();
+            let whom = match &holder {
+                Some((pid, command)) => format!("process {pid} ({})", escape::text(command)),
+                None => "another process".into(),
+            };
+            // One that may not be seen is told of once.
+            if told.is_none() || (holder.is_some() && told.as_ref() != Some(&holder)) {
+                say.note(format!(
+                    "waiting for {whom}, which changes what is attached"
+                ));
+                told = Some(holder);
+            }
+        }
+        ControlFlow::Continue(())
+    });
     opened.map_err(|error| net("cannot change what is attached", &error))
 }
 

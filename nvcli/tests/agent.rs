@@ -92,6 +92,11 @@ fn main() {
         NETNS,
         what_others_hold_up_is_taken_back_later,
     );
+    add(
+        "a_command_that_waits_keeps_its_place",
+        NETNS,
+        a_command_that_waits_keeps_its_place,
+    );
     add("questions_are_answered", NETNS, questions_are_answered);
     add(
         "flows_come_from_the_agent",
@@ -716,6 +721,30 @@ fn ticket_of(process: u32) -> Option<u32> {
         let mut lines = text.lines();
         lines.find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok())
     })
+}
+
+/// It says whom it waits for without drawing another ticket, behind those who came meanwhile.
+fn a_command_that_waits_keeps_its_place() -> Result<(), Failed> {
+    let lab = Lab::new(&[])?;
+    let held = nvnet::Session::open(&lab.host).map_err(chain)?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+    command
+        .args(["detach", "--all"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = lab.host.run(|| command.spawn())??;
+    let ticket = || Ok(ticket_of(child.id()));
+    let first = until("a wait", ticket, Option::is_some)?;
+    let mut stderr = BufReader::new(child.stderr.take().ok_or("no stderr")?);
+    let mut said = String::new();
+    stderr.read_line(&mut said)?;
+    let own = format!("waiting for process {} (", std::process::id());
+    ensure(said.contains(&own), said)?;
+    same("its ticket", ticket_of(child.id()), first)?;
+    drop(held);
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest)?;
+    ensure(child.wait()?.success(), rest)
 }
 
 /// An agent that waited in vain for another process to be done takes back all the same what is selected no longer.

@@ -65,6 +65,7 @@ pub use inventory::{
     list, number_of, repair, repair_target, repair_with,
 };
 pub use link::{Link, LinkStats};
+pub use lock::Waiting;
 pub use netns::{Netns, NetnsId};
 pub use probe::{Blackout, Probed};
 pub use session::{Outcome, Session};

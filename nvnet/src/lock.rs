@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,9 +11,6 @@ use crate::{Error, Netns, features, netns, sys};
 
 /// From looking once more whether it is one's turn to the next look: twice as long each time.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
-/// Until it is logged who is waited for.
-const QUIET: Duration = Duration::from_secs(1);
-
 /// Held while links and rules of a host namespace are changed; the kernel lets go of it when its process dies.
 ///
 /// Whoever wants it draws a number, and has it when nobody has a lower one. A ticket is an empty eBPF map that is called after the
@@ -29,8 +27,13 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Waits until no other process changes this namespace, but no longer than `wait`.
-    pub(crate) fn of(host: &Netns, wait: Duration) -> Result<Self, Error> {
+    /// Waits until no other process changes this namespace, but no longer than `wait`, nor than `watch` lets it, which is asked each time that
+    /// it is looked in vain.
+    pub(crate) fn of(
+        host: &Netns,
+        wait: Duration,
+        watch: &mut dyn FnMut(&Waiting<'_>) -> ControlFlow<()>,
+    ) -> Result<Self, Error> {
         let begun = Instant::now();
         let failed = |source: io::Error| match source.raw_os_error() {
             Some(libc::ENOSYS) => Error::Unsupported {
@@ -44,20 +47,20 @@ impl Lock {
             },
         };
         let (ticket, mut ahead) = draw(&name(host)).map_err(failed)?;
-        let (mut pause, mut is_told) = (PAUSES.0, false);
+        let mut pause = PAUSES.0;
         // The one just ahead first: most often the others are gone when it is.
         while let Some(&last) = ahead.last() {
             if !is_there(last).map_err(failed)? {
                 ahead.pop();
                 continue;
             }
-            let waited = begun.elapsed();
-            let holder = || {
-                let first = ahead.iter().find(|one| is_there(**one).unwrap_or(false));
-                first.and_then(|first| process_with(*first))
+            let waiting = Waiting {
+                begun,
+                ahead: &ahead,
             };
-            if waited >= wait {
-                let (pid, command) = holder().unzip();
+            let waited = waiting.lasted();
+            if waited >= wait || watch(&waiting).is_break() {
+                let (pid, command) = waiting.holder().unzip();
                 return Err(Error::Locked {
                     netns: host.label().into(),
                     pid,
@@ -65,19 +68,33 @@ impl Lock {
                     waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
                 });
             }
-            if waited >= QUIET && !std::mem::replace(&mut is_told, true) {
-                let (pid, command) = holder().unzip();
-                tracing::warn!(
-                    netns = host.label(),
-                    pid,
-                    command,
-                    "waiting for another process that attaches or detaches"
-                );
-            }
             std::thread::sleep(pause.min(wait - waited));
             pause = (pause * 2).min(PAUSES.1);
         }
         Ok(Self { _ticket: ticket })
+    }
+}
+
+/// A wait for other processes that change what is attached, as [`Session::open_watched`](crate::Session::open_watched) tells of it.
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    begun: Instant,
+    /// Numbers of the tickets ahead, ascending.
+    ahead: &'a [u32],
+}
+
+impl Waiting<'_> {
+    /// How long it has lasted.
+    pub fn lasted(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Pid and command (escaped) of the process whose turn it is, if it may be seen. All of `/proc` is looked through for it, which takes
+    /// milliseconds: not for every call.
+    pub fn holder(&self) -> Option<(u32, String)> {
+        let mut ahead = self.ahead.iter();
+        let first = ahead.find(|one| is_there(**one).unwrap_or(false))?;
+        process_with(*first)
     }
 }
 

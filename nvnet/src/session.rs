@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use crate::features::Features;
 use crate::ids::{AttachmentId, PORT_PREFIX};
 use crate::inventory::{self, Attachment, Fate, Orphan, Repaired};
 use crate::link::{self, Link};
-use crate::lock::Lock;
+use crate::lock::{Lock, Waiting};
 use crate::socket::RouteSocket;
 use crate::{BRIDGE, Error, Mode, Netns, Plan, attach};
 
@@ -18,6 +19,8 @@ use crate::{BRIDGE, Error, Mode, Netns, Plan, attach};
 const BRIDGE_PORTS: usize = 1_023;
 /// Threads that work on containers at a time, at most: the kernel makes its changes one after the other all the same.
 const WORKERS: usize = 4;
+/// Until it is logged who is waited for.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A host namespace whose attachments nobody else changes as long as this lives.
 ///
@@ -156,12 +159,38 @@ impl Session {
         Self::open_within(host, Self::PATIENCE)
     }
 
-    /// The same, but waits no longer than `wait`; [`Duration::ZERO`] is to try it once.
+    /// The same, but waits no longer than `wait`; [`Duration::ZERO`] is to try it once. Each call is a new place in the queue: who waits again
+    /// is behind those who came meanwhile.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open), but [`Error::Locked`] after `wait`.
     pub fn open_within(host: &Netns, wait: Duration) -> Result<Self, Error> {
-        let lock = Lock::of(host, wait)?;
+        let mut is_told = false;
+        Self::open_watched(host, wait, |waiting| {
+            if waiting.lasted() >= QUIET && !std::mem::replace(&mut is_told, true) {
+                let (pid, command) = waiting.holder().unzip();
+                tracing::warn!(
+                    netns = host.label(),
+                    pid,
+                    command,
+                    "waiting for another process that attaches or detaches"
+                );
+            }
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The same for who wants to tell of the wait, or to end it, and keep its place meanwhile: `watch` is called each time that it is looked in
+    /// vain, which is at once when somebody is ahead, and then every few milliseconds.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but [`Error::Locked`] after `wait`, or when `watch` breaks.
+    pub fn open_watched(
+        host: &Netns,
+        wait: Duration,
+        mut watch: impl FnMut(&Waiting<'_>) -> ControlFlow<()>,
+    ) -> Result<Self, Error> {
+        let lock = Lock::of(host, wait, &mut watch)?;
         let state = State {
             attached: Arc::default(),
             taken: BTreeSet::new(),

@@ -4,6 +4,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -1665,17 +1666,23 @@ fn who_came_first_goes_first() -> Result<(), Failed> {
     let lab = Lab::new(&[])?;
     let host = &lab.host;
     let order = std::sync::Mutex::new(Vec::new());
+    let (waits, is_waiting) = std::sync::mpsc::channel();
     std::thread::scope(|scope| -> Result<(), Failed> {
         let held = nvnet::Session::open_within(host, WAIT)?;
         let mut waiting = Vec::new();
         for number in 0..6 {
-            let order = &order;
+            let (order, waits) = (&order, waits.clone());
             waiting.push(scope.spawn(move || {
-                let session = nvnet::Session::open_within(host, WAIT);
+                let session = nvnet::Session::open_watched(host, WAIT, |_| {
+                    // More often than it is listened to.
+                    let _ = waits.send(number);
+                    ControlFlow::Continue(())
+                });
                 order.lock().expect("no panic").push(number);
                 session.map(drop)
             }));
-            std::thread::sleep(Duration::from_millis(50));
+            // Who looks in vain has a ticket.
+            while is_waiting.recv_timeout(WAIT)? != number {}
         }
         drop(held);
         waiting
