@@ -4,13 +4,19 @@ use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::{Error, Netns, features, netns, sys};
 
 /// From looking once more whether it is one's turn to the next look: twice as long each time.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
+/// So many looks are taken, which is some 20 ms, even where it is not to be waited: a ticket that was given back is there for as long as
+/// somebody who draws one, or lists maps (`bpftool`), looks at it.
+const GRACE: u32 = 5;
+/// How often it is looked who that is, at most.
+const LOOKS: u32 = 3;
+
 /// Held while links and rules of a host namespace are changed; the kernel lets go of it when its process dies.
 ///
 /// Whoever wants it draws a number, and has it when nobody has a lower one. A ticket is an empty eBPF map that is called after the
@@ -20,6 +26,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_m
 /// The kernel lets nobody make one without CAP_NET_ADMIN, which is why it is this: what else ends with its process and is the same for all
 /// processes of a namespace can be had, and kept from us, by anybody inside (a lock on the namespace's own file, an abstract socket's name, a
 /// port of netlink). A file that is root's alone is another one in the next mount namespace, as in a container with the host's network.
+///
+/// A map that may not be opened, as a Linux security module can have it, is taken for none of ours: whoever uses such a module has to let all
+/// that attach open each other's maps, or they do not wait for each other.
 ///
 /// Numbers begin anew after 2^31 maps: in the one change that this happens in, two could be at work.
 pub(crate) struct Lock {
@@ -47,7 +56,7 @@ impl Lock {
             },
         };
         let (ticket, mut ahead) = draw(&name(host)).map_err(failed)?;
-        let mut pause = PAUSES.0;
+        let (mut pause, mut looks) = (PAUSES.0, 0);
         // The one just ahead first: most often the others are gone when it is.
         while let Some(&last) = ahead.last() {
             if !is_there(last).map_err(failed)? {
@@ -59,7 +68,8 @@ impl Lock {
                 ahead: &ahead,
             };
             let waited = waiting.lasted();
-            if waited >= wait || watch(&waiting).is_break() {
+            looks += 1;
+            if (waited >= wait && looks > GRACE) || watch(&waiting).is_break() {
                 let (pid, command) = waiting.holder().unzip();
                 return Err(Error::Locked {
                     netns: host.label().into(),
@@ -68,7 +78,12 @@ impl Lock {
                     waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
                 });
             }
-            std::thread::sleep(pause.min(wait - waited));
+            let rest = wait.saturating_sub(waited);
+            std::thread::sleep(if looks > GRACE {
+                pause.min(rest)
+            } else {
+                pause
+            });
             pause = (pause * 2).min(PAUSES.1);
         }
         Ok(Self { _ticket: ticket })
@@ -107,19 +122,29 @@ fn name(host: &Netns) -> String {
 /// A ticket, and the numbers of those ahead, ascending. No more can come ahead of it.
 fn draw(name: &str) -> io::Result<(OwnedFd, Vec<u32>)> {
     let ticket = sys::make_map(name)?;
-    let own = sys::number_of_map(ticket.as_fd(), name)?;
+    // Without one it would not be known who is ahead.
+    let own = sys::number_of_map(ticket.as_fd(), name)?
+        .ok_or_else(|| io::Error::other("the kernel tells neither type nor name of an eBPF map"))?;
     let mut ahead = Vec::new();
     let mut at = 0;
-    while let Some(number) = sys::map_after(at)?.filter(|number| Some(*number) < own) {
+    while let Some(number) = sys::map_after(at)?.filter(|number| *number < own) {
         at = number;
         // One that is gone by now is waited for no more.
-        if let Some(map) = sys::map(number)?
+        if let Some(map) = if_allowed(sys::map(number))?
             && sys::number_of_map(map.as_fd(), name)?.is_some()
         {
             ahead.push(number);
         }
     }
     Ok((ticket, ahead))
+}
+
+/// `None` for a map that may not be opened. That it is not for the lack of a capability [`sys::map_after`] tells, which takes the same one.
+fn if_allowed<T>(map: io::Result<Option<T>>) -> io::Result<Option<T>> {
+    match map {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => Ok(None),
+        other => other,
+    }
 }
 
 /// Whether the map of this number is still there; it is not opened for that, which would keep it.
@@ -129,22 +154,11 @@ fn is_there(number: u32) -> io::Result<bool> {
 
 /// Pid and command of a process that has this map open, as far as may be seen. The command is escaped.
 fn process_with(map: u32) -> Option<(u32, String)> {
-    let line = format!("map_id:\t{map}");
-    let is_it = |fd: &Path| {
-        let is_map = fs::read_link(fd).is_ok_and(|to| to.as_os_str() == "anon_inode:bpf-map");
-        let info = fd
-            .parent()
-            .and_then(Path::parent)
-            .zip(fd.file_name())
-            .map(|(process, number)| process.join("fdinfo").join(number));
-        is_map
-            && info
-                .and_then(|info| fs::read_to_string(info).ok())
-                .is_some_and(|text| text.lines().any(|l| l == line))
-    };
-    let process = netns::pids().find(|process| {
-        let fds = fs::read_dir(process.join("fd")).into_iter().flatten();
-        fds.flatten().any(|fd| is_it(&fd.path()))
+    // Who just looked at it has let go of it by the second look.
+    let (process, _) = (0..LOOKS).find_map(|_| {
+        let found = descriptor_of(map, netns::pids())?;
+        std::thread::sleep(PAUSES.0);
+        is_of(map, &found.1).then_some(found)
     })?;
     let command = fs::read(process.join("comm")).unwrap_or_default();
     let command = String::from_utf8_lossy(&command);
@@ -152,6 +166,34 @@ fn process_with(map: u32) -> Option<(u32, String)> {
         process.file_name()?.to_str()?.parse().ok()?,
         command.trim_end().escape_debug().to_string(),
     ))
+}
+
+/// The first of these folders of processes in which this map is open, and as which file.
+fn descriptor_of(
+    map: u32,
+    mut processes: impl Iterator<Item = PathBuf>,
+) -> Option<(PathBuf, PathBuf)> {
+    processes.find_map(|process| {
+        let fds = fs::read_dir(process.join("fd")).into_iter().flatten();
+        let mut paths = fds.flatten().map(|fd| fd.path());
+        let fd = paths.find(|fd| is_of(map, fd))?;
+        Some((process, fd))
+    })
+}
+
+/// Whether this file of a process is the map of this number.
+fn is_of(map: u32, fd: &Path) -> bool {
+    let is_map = fs::read_link(fd).is_ok_and(|to| to.as_os_str() == "anon_inode:bpf-map");
+    let info = fd
+        .parent()
+        .and_then(Path::parent)
+        .zip(fd.file_name())
+        .map(|(process, number)| process.join("fdinfo").join(number));
+    let line = format!("map_id:\t{map}");
+    is_map
+        && info
+            .and_then(|info| fs::read_to_string(info).ok())
+            .is_some_and(|text| text.lines().any(|l| l == line))
 }
 
 #[cfg(test)]
@@ -163,5 +205,15 @@ mod tests {
         let host = Netns::current().expect("one's own");
         // Of a longer one the kernel would have the beginning alone, which is the same for many.
         assert!(name(&host).len() < 16, "{}", name(&host));
+    }
+
+    #[test]
+    fn a_map_that_may_not_be_opened_is_no_ticket() {
+        let refused = |errno| if_allowed::<()>(Err(io::Error::from_raw_os_error(errno)));
+        for errno in [libc::EPERM, libc::EACCES] {
+            assert!(refused(errno).is_ok_and(|map| map.is_none()));
+        }
+        assert!(refused(libc::EMFILE).is_err());
+        assert!(if_allowed(Ok(Some(7))).is_ok_and(|map| map == Some(7)));
     }
 }

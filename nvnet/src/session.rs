@@ -159,7 +159,7 @@ impl Session {
         Self::open_within(host, Self::PATIENCE)
     }
 
-    /// The same, but waits no longer than `wait`; [`Duration::ZERO`] is to try it once. Each call is a new place in the queue: who waits again
+    /// The same, but waits no longer than `wait`, but some 20 ms at least; [`Duration::ZERO`] is to try it. Each call is a new place in the queue: who waits again
     /// is behind those who came meanwhile.
     ///
     /// # Errors

@@ -154,6 +154,8 @@ const BPF_MAP_CREATE: c_int = 0;
 const BPF_MAP_GET_NEXT_ID: c_int = 12;
 const BPF_MAP_GET_FD_BY_ID: c_int = 14;
 const BPF_OBJ_GET_INFO_BY_FD: c_int = 15;
+/// Since Linux 4.15.
+const BPF_F_RDONLY: u32 = 1 << 3;
 /// Of the types there are since Linux 4.14 the one that takes CAP_NET_ADMIN, whether or not others may be made without a capability.
 const BPF_MAP_TYPE_DEVMAP: u32 = 14;
 
@@ -239,15 +241,15 @@ pub(crate) fn map_after(number: u32) -> io::Result<Option<u32>> {
     }
 }
 
-/// The eBPF map of this number, if it is still there.
+/// The eBPF map of this number, if it is still there, to ask what it is: with no more rights on what is in it than have to be asked for.
 ///
 /// # Errors
-/// `EPERM` without CAP_SYS_ADMIN.
+/// `EPERM` without CAP_SYS_ADMIN; `EACCES` or `EPERM` when a Linux security module keeps this one from us.
 pub(crate) fn map(number: u32) -> io::Result<Option<OwnedFd>> {
     let mut attr = IdAttr {
         id: number,
         next_id: 0,
-        open_flags: 0,
+        open_flags: BPF_F_RDONLY,
     };
     // SAFETY: laid out as the kernel reads it (asserted above); there is no pointer in it.
     match unsafe { bpf(BPF_MAP_GET_FD_BY_ID, &mut attr) } {

@@ -161,6 +161,10 @@ fn main() {
         "who_is_waited_for_in_vain_is_told",
         who_is_waited_for_in_vain_is_told,
     );
+    add(
+        "a_ticket_that_is_given_back_just_now_is_not_waited_for",
+        a_ticket_that_is_given_back_just_now_is_not_waited_for,
+    );
     add("who_came_first_goes_first", who_came_first_goes_first);
     add(
         "nobody_without_a_privilege_is_waited_for",
@@ -1658,6 +1662,29 @@ fn who_is_waited_for_in_vain_is_told() -> Result<(), Failed> {
     holder.kill()?;
     holder.wait()?;
     waits.join().expect("no panic").map_err(chain)
+}
+
+/// As when somebody who lists maps holds it a moment longer than its owner.
+fn a_ticket_that_is_given_back_just_now_is_not_waited_for() -> Result<(), Failed> {
+    let lab = Lab::new(&[])?;
+    let mut held = Some(nvnet::Session::open(&lab.host).map_err(chain)?);
+    let tried = nvnet::Session::open_watched(&lab.host, Duration::ZERO, |_| {
+        held = None;
+        ControlFlow::Continue(())
+    });
+    let _held = tried.map_err(chain)?;
+    // It is an end, too, that who waits wants no more.
+    let refused =
+        nvnet::Session::open_watched(&lab.host, nvnet::Session::PATIENCE, |waiting| match waiting
+            .holder()
+        {
+            Some((pid, _)) if pid == std::process::id() => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+    ensure(
+        matches!(refused, Err(Error::Locked { .. })),
+        format!("{refused:?}"),
+    )
 }
 
 /// Of those who wait, the first one is the first to go on, whoever is quicker.
