@@ -2,6 +2,7 @@
 //! taken the interface away itself, and given its addresses to somebody else.
 
 use std::cell::OnceCell;
+use std::path::PathBuf;
 
 use nvnet::{Fate, Orphan};
 
@@ -11,15 +12,41 @@ use crate::exit::Result;
 /// Asks the engine, and connects only if there is something to ask.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
-    engine: OnceCell<Option<Engine>>,
+    /// Where engines listen; nothing for the usual one.
+    sockets: Option<Vec<PathBuf>>,
+    engines: OnceCell<Vec<Engine>>,
 }
 
 impl Judge {
+    /// Asks those that listen at `sockets`.
+    pub(crate) fn of(sockets: Vec<PathBuf>) -> Self {
+        Self {
+            sockets: Some(sockets),
+            engines: OnceCell::new(),
+        }
+    }
+
     /// What is to become of one.
     pub(crate) fn fate(&self, orphan: &Orphan<'_>) -> Fate {
         let ask = |id: &str| {
-            let engine = self.engine.get_or_init(|| Engine::connect().ok());
-            engine.as_ref().map(|engine| engine.interfaces(id))
+            let engines = self.engines.get_or_init(|| match &self.sockets {
+                None => Engine::connect().into_iter().collect(),
+                Some(sockets) => {
+                    let engines = sockets.iter().cloned().map(Engine::at);
+                    engines.filter_map(Result::ok).collect()
+                }
+            });
+            // The one that knows it, or else what the last one says.
+            let mut told = None;
+            for engine in engines {
+                let says = engine.interfaces(id);
+                let knows = matches!(says, Ok(Some(_)));
+                told = Some(says);
+                if knows {
+                    break;
+                }
+            }
+            told
         };
         decide(orphan, ask)
     }

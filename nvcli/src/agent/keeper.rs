@@ -41,7 +41,7 @@ const SWEEPS: u32 = 20;
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
 /// How long the keeper waits for others that change what is attached, in one turn: shorter than it is thought to hang.
-const WAITS: Duration = Duration::from_secs(20);
+pub(super) const WAITS: Duration = Duration::from_secs(20);
 /// The same at the end, after which nobody tries again: with a turn before it, shorter than a service manager waits for the end.
 const WAITS_AT_END: Duration = Duration::from_secs(60);
 

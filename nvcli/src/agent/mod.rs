@@ -310,7 +310,7 @@ fn serve(args: &Agent, config: Arc<Config>, host: Netns, say: Say) -> Result<()>
     let socket = Socket(config.socket.clone());
     // What a killed one left half-done would be in the way; what is whole is taken over.
     // Where that cannot be found out, as in a namespace of somebody who changes it all the time, each attach still mends its own.
-    match repair(&host) {
+    match repair(&host, &config) {
         Ok(all) => {
             for done in all {
                 let done = done.to_string();
@@ -486,9 +486,11 @@ impl Drop for Socket {
     }
 }
 
-fn repair(host: &Netns) -> Result<Vec<nvnet::Repaired>> {
-    let judge = crate::orphan::Judge::default();
-    nvnet::repair_with(host, &|orphan| judge.fate(orphan))
+/// Waits for others no longer than for each change later on: meanwhile nothing is answered, and no signal heard.
+fn repair(host: &Netns, config: &Config) -> Result<Vec<nvnet::Repaired>> {
+    let judge = crate::orphan::Judge::of(engines(config));
+    nvnet::Session::open_within(host, keeper::WAITS)
+        .and_then(|mut session| session.repair_with(&|orphan| judge.fate(orphan)))
         .map_err(|error| net("cannot mend what a killed run left", &error))
 }
 
