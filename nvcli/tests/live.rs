@@ -66,6 +66,11 @@ fn main() {
         a_mount_point_that_is_no_utf8_hides_nothing,
     ));
     trials.push(privileged(
+        "who_may_open_no_more_files_is_told_so",
+        NEEDS,
+        who_may_open_no_more_files_is_told_so,
+    ));
+    trials.push(privileged(
         "list_tells_of_the_hosts_side_and_doctor_of_the_inside",
         NEEDS,
         list_tells_of_the_hosts_side_and_doctor_of_the_inside,
@@ -222,6 +227,35 @@ fn a_mount_point_that_is_no_utf8_hides_nothing() -> Test {
         "$NVCLI" attach netns:db
         "$NVCLI" detach netns:db
         "$NVCLI" repair
+    "#;
+    with_own_mounts(&lab, script)
+}
+
+/// Not that a namespace were gone that only could not be looked for.
+fn who_may_open_no_more_files_is_told_so() -> Test {
+    let lab = Lab::new(&[])?;
+    let script = r#"
+        set -e
+        mkdir -p /run/netns
+        mount -t tmpfs netns /run/netns
+        for name in a b c; do
+          ip netns add $name
+          ip link add lab-$name up type veth peer name eth0 netns $name
+          ip netns exec $name sh -c 'echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6'
+          ip -n $name link set eth0 up
+        done
+        "$NVCLI" attach netns:a netns:b netns:c
+        # How many are too few depends on what is open already.
+        told=no
+        for files in 7 8 9 10 11; do
+          said=$( (ulimit -n $files; "$NVCLI" detach --all) 2>&1 >/dev/null) && continue
+          echo "$said"
+          case $said in *"ip link delete"*) exit 2 ;; esac
+          case $said in *"ulimit -n"*) told=yes ;; esac
+        done
+        test $told = yes
+        "$NVCLI" detach --all
+        test -z "$("$NVCLI" --quiet list --no-header 2>/dev/null)"
     "#;
     with_own_mounts(&lab, script)
 }

@@ -12,7 +12,7 @@ pub enum Error {
     /// A network namespace could not be opened or entered.
     #[error("cannot {op} network namespace {netns}")]
     Netns {
-        /// `open`, `enter`, `create` or `lock`.
+        /// `open`, `enter`, `create`, `lock` or `look for`.
         op: &'static str,
         /// Which one, as the caller named it.
         netns: String,
@@ -267,6 +267,11 @@ impl Error {
                 if matches!(errno(source), Some(libc::EPERM | libc::EACCES)) =>
             {
                 "run it as root (CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_BPF are needed)".into()
+            }
+            Self::Netns { source, .. } | Self::Bpf { source, .. } | Self::Netlink { source, .. }
+                if matches!(errno(source), Some(libc::EMFILE | libc::ENFILE)) =>
+            {
+                "this process may open no more files: raise its limit (`ulimit -n`)".into()
             }
             Self::Netns { source, .. } if errno(source) == Some(libc::ENOENT) => {
                 "check the pid or name; `ls /run/netns` shows named namespaces".into()

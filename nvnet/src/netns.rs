@@ -284,6 +284,16 @@ pub(crate) fn find(id: NetnsId, likely_pid: Option<u32>) -> Option<Netns> {
     })
 }
 
+/// Whether as many files can be opened as [`find`] has open at once: a folder of processes, one of a process's files or threads, a namespace.
+pub(crate) fn can_search() -> io::Result<()> {
+    let _open = [
+        File::open("/proc")?,
+        File::open("/proc/self/fd")?,
+        File::open("/proc/self/ns/net")?,
+    ];
+    Ok(())
+}
+
 /// Where namespaces were when they were last looked for, so that to find a thousand of them takes one look around. Only a
 /// hint: who opens such a path compares what is there.
 static SEEN: Mutex<BTreeMap<NetnsId, PathBuf>> = Mutex::new(BTreeMap::new());
