@@ -119,7 +119,9 @@ fn who_waits_says_for_whom_and_can_be_interrupted() -> Test {
         drop(session);
     });
     for arguments in [&["repair"][..], &["detach", "--all"], &["attach", &target]] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nvcli"));
+        // As on a terminal: what a shell starts in the background ignores the signal, and so do its children.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_nvcli")]);
         command.args(arguments);
         let waits = lab.host.run(|| Beside::start(command, &whom))??;
         let ended = waits.end().err().unwrap_or_else(|| "done".into());
