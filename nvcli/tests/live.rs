@@ -215,11 +215,7 @@ fn doctor_says_which_mode_is_safe() -> Test {
 
 /// Of a namespace that a mount alone holds, beside somebody's mount with a name of octets.
 fn a_mount_point_that_is_no_utf8_hides_nothing() -> Test {
-    let lab = Lab::new(&[])?;
     let script = r#"
-        set -e
-        mkdir -p /run/netns
-        mount -t tmpfs netns /run/netns
         stick=$(printf '/run/netns/usb-\351t\351')
         mkdir "$stick"
         mount -t tmpfs stick "$stick"
@@ -230,16 +226,12 @@ fn a_mount_point_that_is_no_utf8_hides_nothing() -> Test {
         "$NVCLI" detach netns:db
         "$NVCLI" repair
     "#;
-    with_own_mounts(&lab, script)
+    with_own_mounts(script)
 }
 
 /// Not that a namespace were gone that only could not be looked for.
 fn who_may_open_no_more_files_is_told_so() -> Test {
-    let lab = Lab::new(&[])?;
     let script = r#"
-        set -e
-        mkdir -p /run/netns
-        mount -t tmpfs netns /run/netns
         for name in a b c; do
           ip netns add $name
           ip link add lab-$name up type veth peer name eth0 netns $name
@@ -259,7 +251,7 @@ fn who_may_open_no_more_files_is_told_so() -> Test {
         "$NVCLI" detach --all
         test -z "$("$NVCLI" --quiet list --no-header 2>/dev/null)"
     "#;
-    with_own_mounts(&lab, script)
+    with_own_mounts(script)
 }
 
 /// A container whose rules somebody deleted: what is said of it, and that the help says who says it.
@@ -282,11 +274,7 @@ fn list_tells_of_the_hosts_side_and_doctor_of_the_inside() -> Test {
 
 /// Commands that are told for a namespace whose name has a blank, a quote and more, given to a shell as they are.
 fn remedies_can_be_given_to_a_shell() -> Test {
-    let lab = Lab::new(&[])?;
     let script = r#"
-        set -e
-        mkdir -p /run/netns
-        mount -t tmpfs netns /run/netns
         odd="odd; it's \$HOME"
         ip netns add "$odd"
         ip link add lab-odd up type veth peer name eth0 netns "$odd"
@@ -301,14 +289,18 @@ fn remedies_can_be_given_to_a_shell() -> Test {
         eval "$attach"
         nvcli detach "netns:$odd"
     "#;
-    with_own_mounts(&lab, script)
+    with_own_mounts(script)
 }
 
-/// Runs a script on the lab's host, which finds the program in `$NVCLI` and may mount what it likes; it has to succeed.
-fn with_own_mounts(lab: &Lab, script: &str) -> Test {
+/// Runs a script on a host of its own, with an empty folder for namespaces' names, which finds the program in `$NVCLI` and may mount what it
+/// likes; each of its commands has to succeed.
+fn with_own_mounts(script: &str) -> Test {
+    let lab = Lab::new(&[])?;
+    let begins = "set -e; mkdir -p /run/netns; mount -t tmpfs netns /run/netns";
+    let script = format!("{begins}\n{script}");
     let mut command = Command::new("unshare");
     command
-        .args(["--mount", "sh", "-c", script])
+        .args(["--mount", "sh", "-c", &script])
         .env("NVCLI", env!("CARGO_BIN_EXE_nvcli"));
     let told = lab.host.run(|| command.output())??;
     let err = String::from_utf8(told.stderr)?;

@@ -55,7 +55,7 @@ struct ProgLoadAttr {
     log_buf: u64,
     kern_version: u32,
     prog_flags: u32,
-    prog_name: [u8; 16],
+    prog_name: [u8; BPF_NAME],
 }
 
 const _: () = assert!(size_of::<ProgLoadAttr>() == 64);
@@ -69,10 +69,6 @@ const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 /// `EPERM` without CAP_BPF or beyond RLIMIT_MEMLOCK where that cannot be raised, `EACCES` or `EINVAL` when the verifier refuses, `ENOSYS` without the system call.
 pub(crate) fn load_classifier(name: &CStr, insns: &[Insn], log: &mut [u8]) -> io::Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
-    let mut prog_name = [0; 16];
-    for (to, from) in prog_name.iter_mut().take(15).zip(name.to_bytes()) {
-        *to = *from;
-    }
     let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let mut attr = ProgLoadAttr {
         prog_type: BPF_PROG_TYPE_SCHED_CLS,
@@ -88,7 +84,7 @@ pub(crate) fn load_classifier(name: &CStr, insns: &[Insn], log: &mut [u8]) -> io
         },
         kern_version: 0,
         prog_flags: 0,
-        prog_name,
+        prog_name: object_name(name.to_bytes()),
     };
     // SAFETY: `attr` is laid out as the kernel reads it (asserted above). Its pointers lead to `insns` (`insn_cnt` entries), a NUL-ended
     // string and `log` (`log_size` octets, the only memory that is written), all of which outlive the calls.
@@ -188,7 +184,7 @@ pub(crate) fn make_map(name: &str) -> io::Result<OwnedFd> {
         map_flags: 0,
         inner_map_fd: 0,
         numa_node: 0,
-        map_name: map_name(name),
+        map_name: object_name(name.as_bytes()),
     };
     // SAFETY: laid out as the kernel reads it (asserted above); there is no pointer in it.
     let fd = memlock::charged(|| unsafe { bpf(BPF_MAP_CREATE, &mut attr) })?;
@@ -196,10 +192,11 @@ pub(crate) fn make_map(name: &str) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn map_name(name: &str) -> [u8; BPF_NAME] {
+/// What an eBPF object's name has room for, and a NUL.
+fn object_name(name: &[u8]) -> [u8; BPF_NAME] {
     let mut octets = [0; BPF_NAME];
-    for (to, from) in octets.iter_mut().take(BPF_NAME - 1).zip(name.bytes()) {
-        *to = from;
+    for (to, from) in octets.iter_mut().take(BPF_NAME - 1).zip(name) {
+        *to = *from;
     }
     octets
 }
@@ -219,7 +216,7 @@ pub(crate) fn number_of_map(map: BorrowedFd<'_>, name: &str) -> io::Result<Optio
     // SAFETY: laid out as the kernel reads it (asserted above). It writes no more than `info_len` octets into `info`, which outlives the
     // call and may hold any octets; the descriptor is open for the call, as it is borrowed.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    let is_one = info.map_type == BPF_MAP_TYPE_DEVMAP && info.name == map_name(name);
+    let is_one = info.map_type == BPF_MAP_TYPE_DEVMAP && info.name == object_name(name.as_bytes());
     Ok(is_one.then_some(info.id))
 }
 
@@ -312,21 +309,10 @@ pub(crate) fn tcx_count(link: u32, ingress: bool) -> io::Result<u32> {
         attach_type: tcx(ingress),
         ..ProgQueryAttr::default()
     };
-    // SAFETY: `attr` is laid out as the kernel reads and writes it (asserted above) and its size is passed along, so nothing
-    // beyond it is touched. Its pointers are null with room for no program: only the count is told.
-    let told = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_QUERY,
-            &raw mut attr,
-            size_of::<ProgQueryAttr>() as libc::c_uint,
-        )
-    };
-    if told < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(attr.prog_cnt)
-    }
+    // SAFETY: laid out as the kernel reads and writes it (asserted above). Its pointers are null with room for no program: only the count is
+    // told.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attr) }?;
+    Ok(attr.prog_cnt)
 }
 
 /// Attaches a classifier to a hook of a link of the calling thread's namespace by TCX; it stays as long as the link.
@@ -334,28 +320,15 @@ pub(crate) fn tcx_count(link: u32, ingress: bool) -> io::Result<u32> {
 /// # Errors
 /// `EINVAL` before Linux 6.6, `EPERM` without CAP_NET_ADMIN, `ENODEV` without the link.
 pub(crate) fn tcx_attach(link: u32, ingress: bool, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attr = ProgAttachAttr {
+    let mut attr = ProgAttachAttr {
         target_ifindex: link,
         attach_bpf_fd: u32::try_from(program.as_raw_fd())
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?,
         attach_type: tcx(ingress),
         ..ProgAttachAttr::default()
     };
-    // SAFETY: `attr` is laid out as the kernel reads it (asserted above), has no pointers, and its size is passed along; the
-    // descriptor is open for the call, as it is borrowed.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_ATTACH,
-            &raw const attr,
-            size_of::<ProgAttachAttr>() as libc::c_uint,
-        )
-    };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    // SAFETY: laid out as the kernel reads it (asserted above); there is no pointer in it. The descriptor is open for the call, as it is borrowed.
+    unsafe { bpf(BPF_PROG_ATTACH, &mut attr) }.map(drop)
 }
 
 /// `struct sockaddr_ll` of the link with this number, for all protocols.

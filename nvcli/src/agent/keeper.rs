@@ -705,13 +705,13 @@ impl Keeper {
     }
 
     /// Attaches what is not attached of a namespace; tells how many interfaces are, and what could not be. From when it may change
-    /// something what is attached there is ours.
+    /// something what is attached there is ours, which `is_taken_on` says.
     fn attach(
         &mut self,
         netns: &Netns,
         (workload, of): (&Workload, Option<(usize, &Container)>),
         mode: Mode,
-        is_ours: &mut bool,
+        is_taken_on: &mut bool,
     ) -> Result<(usize, Option<String>), Trouble> {
         let inode = netns.id().ino;
         let links = nvnet::links(netns)?;
@@ -721,7 +721,7 @@ impl Keeper {
             here.cloned().collect()
         };
         let session = self.session()?;
-        *is_ours = true;
+        *is_taken_on = true;
         let mut mine = there(session);
         let is_ours = |link: &nvnet::Link| {
             link.group == nvnet::GROUP || link.name.starts_with(nvnet::EX_PREFIX)

@@ -174,9 +174,7 @@ impl Identifier {
         let side = step.direction as usize;
         // Nothing at all is the beginning of anything, but a frame that was cut there tells no more.
         let may_begin = !payload.is_empty() && stream::may_begin(payload);
-        if may_begin
-            || (!self.started.is_empty() && self.started.contains_key(&place(step.candidate, side)))
-        {
+        if may_begin || self.has_pieces(step.candidate, side) {
             return false;
         }
         let is_beginning = !entry.has_payload_of(side) && entry.control[side] & control::SYN != 0;
@@ -268,7 +266,7 @@ impl Identifier {
         let side = step.direction as usize;
         let (known, asked) = self.known_of(slot);
         let entry = &mut entries[slot as usize];
-        if known == Some(Protocol::Quic) || self.started.contains_key(&place(slot, side)) {
+        if known == Some(Protocol::Quic) || self.has_pieces(slot, side) {
             return self.quic(entries, slot, step, payload);
         }
         let told = datagram::judge(payload, ends(&step.key), asked.map(|asked| asked.id));
@@ -422,6 +420,11 @@ impl Identifier {
         self.learner.resolved()
     }
 
+    /// Whether pieces of a side are kept.
+    fn has_pieces(&self, slot: u32, side: usize) -> bool {
+        self.started.contains_key(&place(slot, side))
+    }
+
     /// What the other side, or an earlier message, has told.
     fn known_of(&self, slot: u32) -> (Option<Protocol>, Option<Asked>) {
         self.known.get(&slot).map_or((None, None), |known| {
@@ -564,9 +567,7 @@ impl Identifier {
     pub(crate) fn conclude(&mut self, entry: &mut Entry, slot: u32) {
         let goes_on = !entry.is_tcp() && self.learner.follows(slot);
         for side in [0, 1] {
-            let has_pieces =
-                !self.started.is_empty() && self.started.contains_key(&place(slot, side));
-            if has_pieces || !(goes_on || entry.is_settled(side)) {
+            if self.has_pieces(slot, side) || !(goes_on || entry.is_settled(side)) {
                 self.conclude_side(entry, slot, side);
             }
         }
