@@ -14,6 +14,7 @@ use crate::sys::abi::{
     VNET_HDR_LEN,
 };
 use crate::sys::mapping::{Lent, Mapping};
+use crate::sys::prefetch::prefetch;
 use crate::{
     Error, Frame, FrameBlock, FrameMeta, FrameSource, LinkType, Next, PacketType, RingConfig,
     RingGeometry, SegmentSize, SourceStats, Timestamp, VlanTag,
@@ -416,6 +417,10 @@ impl FrameSource for Ring {
     }
 }
 
+/// How many frames before its turn a frame's first octets are asked for: the kernel wrote them on another processor, or long enough ago that
+/// they lie in no near cache. On a Xeon, frames of 64 octets: 38 ns a frame without asking, 26 with 4, 24 with 10, 23 with 24 and 48.
+const AHEAD: usize = 16;
+
 /// Where a walk through a block stands, and what it has seen.
 #[derive(Clone, Copy, Debug)]
 struct Walk {
@@ -568,14 +573,30 @@ impl<'b> Iterator for Frames<'b> {
 
     #[inline]
     fn next(&mut self) -> Option<Frame<'b>> {
-        loop {
-            if self.walk.read == self.frames {
-                return None;
+        let mut walk = self.walk;
+        let frame = loop {
+            match self.step(&mut walk) {
+                Some(None) => {}
+                Some(frame) => break frame,
+                None => break None,
             }
-            if let Some(frame) = self.step()? {
-                return Some(frame);
+        };
+        self.walk = walk;
+        frame
+    }
+
+    /// As by [`next`](Self::next), at a part of the cost: frames stay in registers, what nobody asks of them is not read, and how far the walk
+    /// has come stays there too.
+    #[inline(always)]
+    fn fold<A, F: FnMut(A, Frame<'b>) -> A>(mut self, mut sum: A, mut f: F) -> A {
+        let mut walk = self.walk;
+        while let Some(place) = self.step(&mut walk) {
+            if let Some(frame) = place {
+                sum = f(sum, frame);
             }
         }
+        self.walk = walk;
+        sum
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -585,11 +606,14 @@ impl<'b> Iterator for Frames<'b> {
 }
 
 impl<'b> Frames<'b> {
-    /// The frame in the next place, if the kernel left one there; nothing where the block is malformed.
+    /// The frame in the next place, if the kernel left one there; nothing at the end, and where the block is malformed.
     #[inline(always)]
-    fn step(&mut self) -> Option<Option<Frame<'b>>> {
+    fn step(&self, walk: &mut Walk) -> Option<Option<Frame<'b>>> {
+        if walk.read == self.frames {
+            return None;
+        }
         // The kernel wrote all that follows; it is checked as if anybody had.
-        let at = self.walk.offset.checked_sub(Lent::BASE)?;
+        let at = walk.offset.checked_sub(Lent::BASE)?;
         let behind = self.octets.get(at..)?;
         let head: &[u8; FRAME_HEAD_LEN] = behind.first_chunk()?;
         let snaplen = u32_at(head, 12) as usize;
@@ -605,20 +629,28 @@ impl<'b> Frames<'b> {
         };
 
         let next_offset = u32_at(head, 0) as usize;
-        if self.walk.read + 1 < self.frames {
+        // Where a later frame lies if those up to there take as much: frames of a length come in runs. A place that is none costs nothing.
+        if let Some(later) = behind.get(AHEAD.wrapping_mul(next_offset)..) {
+            for line in [0, 64, 128] {
+                if let Some(octet) = later.get(line) {
+                    prefetch(octet);
+                }
+            }
+        }
+        if walk.read + 1 < self.frames {
             // The next head lies behind this one; so a walk ends.
             if next_offset < FRAME_HDR_LEN {
                 return None;
             }
-            self.walk.offset += next_offset;
+            walk.offset += next_offset;
         }
-        self.walk.read += 1;
+        walk.read += 1;
         if is_hole {
-            self.walk.holes += 1;
+            walk.holes += 1;
             return Some(None);
         }
-        self.walk.wire_octets += u64::from(wire_len);
-        self.walk.truncated += u32::from(snaplen < wire_len as usize);
+        walk.wire_octets += u64::from(wire_len);
+        walk.truncated += u32::from(snaplen < wire_len as usize);
 
         let vlan = (status & libc::TP_STATUS_VLAN_VALID != 0).then(|| VlanTag {
             tpid: if status & libc::TP_STATUS_VLAN_TPID_VALID != 0 {

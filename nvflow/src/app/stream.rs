@@ -46,6 +46,9 @@ pub(super) fn judge(
     one(octets, is_all)
 }
 
+/// Octets that Kafka's shortest request has behind its length: key, version, number, and a name of one octet with its length.
+const KAFKA_LEAST: u32 = 11;
+
 /// Whether [`judge`] may say anything but no, now or when more comes, whatever is known: a test so short that it can be made of every segment.
 ///
 /// False for nearly all that is not the beginning of a message.
@@ -77,7 +80,10 @@ pub(super) fn may_begin(octets: &[u8]) -> bool {
         & (sixth & 0x40 == 0)
         & (seventh == 0)
         & ((eighth <= 1) | (octets.len() < 14));
-    let is_kafka = (first | fifth | seventh == 0) & (sixth < 100) & (eighth < 20)
+    let is_kafka = (u32::from_be_bytes([first, second, third, fourth]) >= KAFKA_LEAST)
+        & (first | fifth | seventh == 0)
+        & (sixth < 100)
+        & (eighth < 20)
         && word(8).is_none_or(|[a, b, ..]| a | b == 0)
         && octets.get(13).is_none_or(|octet| *octet > 0);
     is_word | is_tls | is_redis | is_mysql | is_mongodb | is_postgresql | is_dns | is_kafka
@@ -393,10 +399,13 @@ fn kafka(octets: &[u8], is_all: bool) -> Verdict {
     if !fits {
         return Verdict::No;
     }
-    let (Some(length), Some(_), Some(_)) = (rest.u32(), rest.u32(), rest.u32()) else {
+    let Some(length) = rest.u32() else {
         return Verdict::more(is_all);
     };
-    let Some(name) = rest.u16() else {
+    if length < KAFKA_LEAST {
+        return Verdict::No;
+    }
+    let (Some(_), Some(_), Some(name)) = (rest.u32(), rest.u32(), rest.u16()) else {
         return Verdict::more(is_all);
     };
     if length < 10 + u32::from(name) {

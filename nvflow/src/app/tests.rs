@@ -1507,6 +1507,14 @@ fn what_nearly_is_a_protocol_is_none() {
     }
 }
 
+/// As what stands for data often is, and at a side whose beginning was not seen each packet may begin something: that is ruled out in line.
+#[test]
+fn zeros_begin_nothing() {
+    for length in 8..64 {
+        assert!(!stream::may_begin(&vec![0; length]), "{length}");
+    }
+}
+
 #[test]
 fn a_port_is_but_a_guess() {
     let of = |talk: &mut Talk| talk.says(CLIENT, b"\x01\x02\x03 who knows").metered();
