@@ -14,7 +14,7 @@ use crate::sys::abi::{
     VNET_HDR_LEN,
 };
 use crate::sys::mapping::{Lent, Mapping};
-use crate::sys::prefetch::prefetch;
+use crate::sys::prefetch::prefetch_behind;
 use crate::{
     Error, Frame, FrameBlock, FrameMeta, FrameSource, LinkType, Next, PacketType, RingConfig,
     RingGeometry, SegmentSize, SourceStats, Timestamp, VlanTag,
@@ -422,7 +422,7 @@ impl FrameSource for Ring {
 const AHEAD: usize = 16;
 
 /// Where a walk through a block stands, and what it has seen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Walk {
     /// Frames read.
     read: u32,
@@ -576,8 +576,8 @@ impl<'b> Iterator for Frames<'b> {
         let mut walk = self.walk;
         let frame = loop {
             match self.step(&mut walk) {
-                Some(None) => {}
-                Some(frame) => break frame,
+                Some(place) if place.is_hole => {}
+                Some(place) => break Some(self.frame(&place)),
                 None => break None,
             }
         };
@@ -591,8 +591,8 @@ impl<'b> Iterator for Frames<'b> {
     fn fold<A, F: FnMut(A, Frame<'b>) -> A>(mut self, mut sum: A, mut f: F) -> A {
         let mut walk = self.walk;
         while let Some(place) = self.step(&mut walk) {
-            if let Some(frame) = place {
-                sum = f(sum, frame);
+            if !place.is_hole {
+                sum = f(sum, self.frame(&place));
             }
         }
         self.walk = walk;
@@ -605,10 +605,20 @@ impl<'b> Iterator for Frames<'b> {
     }
 }
 
+/// A place for a frame in a block.
+struct Place<'b> {
+    head: &'b [u8; FRAME_HEAD_LEN],
+    /// The block from the head on.
+    behind: &'b [u8],
+    octets: &'b [u8],
+    /// Dropped when its place was taken: all but tp_next_offset and the status is what lay here before.
+    is_hole: bool,
+}
+
 impl<'b> Frames<'b> {
-    /// The frame in the next place, if the kernel left one there; nothing at the end, and where the block is malformed.
+    /// The next place; nothing at the end, and where the block is malformed.
     #[inline(always)]
-    fn step(&self, walk: &mut Walk) -> Option<Option<Frame<'b>>> {
+    fn step(&self, walk: &mut Walk) -> Option<Place<'b>> {
         if walk.read == self.frames {
             return None;
         }
@@ -618,24 +628,20 @@ impl<'b> Frames<'b> {
         let head: &[u8; FRAME_HEAD_LEN] = behind.first_chunk()?;
         let snaplen = u32_at(head, 12) as usize;
         let wire_len = u32_at(head, 16);
-        let status = u32_at(head, 20);
-        let mac = usize::from(u16_at(head, 24));
-        // Dropped when its place was taken: all but tp_next_offset and the status is what lay here before.
-        let is_hole = self.segment_sizes && status & libc::TP_STATUS_USER == 0;
+        let is_hole = self.segment_sizes && u32_at(head, 20) & libc::TP_STATUS_USER == 0;
         let octets = if is_hole {
             &[]
         } else {
-            behind.get(mac..)?.get(..snaplen)?
+            behind
+                .get(usize::from(u16_at(head, 24))..)?
+                .get(..snaplen)?
         };
 
         let next_offset = u32_at(head, 0) as usize;
-        // Where a later frame lies if those up to there take as much: frames of a length come in runs. A place that is none costs nothing.
-        if let Some(later) = behind.get(AHEAD.wrapping_mul(next_offset)..) {
-            for line in [0, 64, 128] {
-                if let Some(octet) = later.get(line) {
-                    prefetch(octet);
-                }
-            }
+        // Where a later frame lies if those up to there take as much: frames of a length come in runs. Of a place that is none, nothing comes.
+        let later = AHEAD.wrapping_mul(next_offset);
+        for line in [0, 64, 128] {
+            prefetch_behind(head, later.wrapping_add(line));
         }
         if walk.read + 1 < self.frames {
             // The next head lies behind this one; so a walk ends.
@@ -647,11 +653,23 @@ impl<'b> Frames<'b> {
         walk.read += 1;
         if is_hole {
             walk.holes += 1;
-            return Some(None);
+        } else {
+            walk.wire_octets += u64::from(wire_len);
+            walk.truncated += u32::from(snaplen < wire_len as usize);
         }
-        walk.wire_octets += u64::from(wire_len);
-        walk.truncated += u32::from(snaplen < wire_len as usize);
+        Some(Place {
+            head,
+            behind,
+            octets,
+            is_hole,
+        })
+    }
 
+    /// The frame in a place that is no hole.
+    #[inline(always)]
+    fn frame(&self, place: &Place<'b>) -> Frame<'b> {
+        let Place { head, behind, .. } = *place;
+        let status = u32_at(head, 20);
         let vlan = (status & libc::TP_STATUS_VLAN_VALID != 0).then(|| VlanTag {
             tpid: if status & libc::TP_STATUS_VLAN_TPID_VALID != 0 {
                 u16_at(head, 36)
@@ -664,7 +682,7 @@ impl<'b> Frames<'b> {
             timestamp: Timestamp::from_nanos(
                 u64::from(u32_at(head, 4)) * 1_000_000_000 + u64::from(u32_at(head, 8)),
             ),
-            wire_len,
+            wire_len: u32_at(head, 16),
             link_type: self.link_type,
             interface: self.ifindex,
             vlan,
@@ -678,12 +696,12 @@ impl<'b> Frames<'b> {
             },
             checksum_not_ready: status & libc::TP_STATUS_CSUMNOTREADY != 0,
             segment_size: if self.segment_sizes {
-                segment_size(behind, mac)
+                segment_size(behind, u16_at(head, 24).into())
             } else {
                 SegmentSize::Unknown
             },
         };
-        Some(Some(Frame::new(octets, meta)))
+        Frame::new(place.octets, meta)
     }
 }
 
@@ -819,24 +837,60 @@ mod tests {
     }
 
     fn walk(places: &[Place], segment_sizes: bool) -> (Vec<FrameMeta>, Walk) {
-        let octets = block(places);
+        walk_through(&block(places), places.len(), segment_sizes)
+    }
+
+    /// What is seen by being asked for each frame; the same by a fold, from whatever frame on.
+    fn walk_through(octets: &[u8], places: usize, segment_sizes: bool) -> (Vec<FrameMeta>, Walk) {
         let furthest = Cell::new(Walk::starting(BLOCK_DESC_LEN));
-        let frames = Frames {
-            octets: &octets,
-            frames: places.len() as u32,
+        let frames = || Frames {
+            octets,
+            frames: places as u32,
             ifindex: 3,
             link_type: LinkType::ETHERNET,
             segment_sizes,
-            walk: furthest.get(),
+            walk: Walk::starting(BLOCK_DESC_LEN),
             furthest: &furthest,
         };
-        let metas = frames
-            .map(|frame| {
-                assert_eq!(frame.octets()[..1], [7]);
-                *frame.meta()
-            })
+        let meta = |frame: Frame<'_>| {
+            assert_eq!(frame.octets()[..1], [7]);
+            *frame.meta()
+        };
+        let mut metas = Vec::new();
+        let mut each = frames();
+        while let Some(frame) = each.next() {
+            metas.push(meta(frame));
+        }
+        drop(each);
+        let walk = furthest.get();
+        for first in 0..=metas.len() {
+            furthest.set(Walk::starting(BLOCK_DESC_LEN));
+            let mut rest = frames();
+            let mut seen: Vec<_> = rest.by_ref().take(first).map(meta).collect();
+            rest.for_each(|frame| seen.push(meta(frame)));
+            assert_eq!(seen, metas, "from {first} on");
+            assert_eq!(furthest.get(), walk, "from {first} on");
+        }
+        (metas, walk)
+    }
+
+    #[test]
+    fn a_walk_ends_where_the_block_is_malformed() {
+        let places = [TAKEN, 0, TAKEN, TAKEN].map(Place::new);
+        let whole = block(&places);
+        let ends: Vec<usize> = (0..whole.len())
+            .map(|length| walk_through(&whole[..length], places.len(), true).0.len())
             .collect();
-        (metas, furthest.get())
+        // What pads the last one may be cut.
+        assert_eq!([ends[0], ends[whole.len() - 1]], [0, 3]);
+        assert!(ends.is_sorted());
+        // The next head behind the block, within this one, and nowhere.
+        for offset in [u32::MAX, 1 << 31, 4096, FRAME_HDR_LEN as u32 - 1, 0] {
+            let mut octets = whole.clone();
+            octets[BLOCK_DESC_LEN - Lent::BASE..][..4].copy_from_slice(&offset.to_ne_bytes());
+            let (metas, walk) = walk_through(&octets, places.len(), true);
+            assert!(metas.len() <= 1 && walk.read <= 1, "{offset}");
+        }
     }
 
     #[test]

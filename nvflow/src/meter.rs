@@ -424,7 +424,7 @@ impl Metering {
             .is_some();
         if !is_plain {
             // A copy, so that of the plain ones nothing need be in memory.
-            let frame = *frame;
+            let frame = needed(frame);
             if !self.take_odd(&frame, step, place, now) {
                 return false;
             }
@@ -506,7 +506,7 @@ impl Metering {
         step.is_answer = false;
         step.sender_inside = sender_inside;
         if self.may_be_super(frame, plain.ip_octets) {
-            let frame = *frame;
+            let frame = needed(frame);
             self.unfold(&frame, step);
         }
     }
@@ -768,6 +768,26 @@ impl Metering {
         self.table.prefetch_following(slot);
         self.table.close(slot, hash);
     }
+}
+
+/// The frame with what the meter asks of it alone, so that a source need not find out the rest of each.
+#[inline(always)]
+fn needed<'f>(frame: &Frame<'f>) -> Frame<'f> {
+    let FrameMeta {
+        timestamp,
+        wire_len,
+        link_type,
+        vlan,
+        segment_size,
+        ..
+    } = *frame.meta();
+    let meta = FrameMeta {
+        link_type,
+        vlan,
+        segment_size,
+        ..FrameMeta::ethernet(timestamp, wire_len)
+    };
+    Frame::new(frame.octets(), meta)
 }
 
 /// Octets of a frame on the wire, where a tag that a ring tells beside the octets was among them.

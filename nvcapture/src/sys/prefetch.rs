@@ -6,18 +6,29 @@
 /// for the slowest. No-op on processors other than x86-64 and AArch64.
 #[inline(always)]
 pub fn prefetch<T>(place: &T) {
+    ask(std::ptr::from_ref(place).cast());
+}
+
+/// As [`prefetch`] for what lies so many `octets` behind the beginning of `place`, whether or not there is anything.
+#[inline(always)]
+pub(crate) fn prefetch_behind<T>(place: &T, octets: usize) {
+    ask(std::ptr::from_ref(place).cast::<u8>().wrapping_add(octets));
+}
+
+#[inline(always)]
+fn ask(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which reads nothing and cannot fault; SSE is part of x86-64.
+    // SAFETY: a hint, which reads nothing and cannot fault, wherever it points to; SSE is part of x86-64.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast());
+        _mm_prefetch::<_MM_HINT_T0>(place.cast());
     }
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: a hint, which reads nothing, cannot fault, and changes neither flags nor stack.
+    // SAFETY: a hint, which reads nothing, cannot fault, wherever it points to, and changes neither flags nor stack.
     unsafe {
         std::arch::asm!(
             "prfm pldl1keep, [{place}]",
-            place = in(reg) std::ptr::from_ref(place),
+            place = in(reg) place,
             options(nostack, preserves_flags, readonly)
         );
     }
