@@ -858,7 +858,7 @@ mod tests {
         };
         let mut metas = Vec::new();
         let mut each = frames();
-        while let Some(frame) = each.next() {
+        for frame in each.by_ref() {
             metas.push(meta(frame));
         }
         drop(each);

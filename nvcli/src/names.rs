@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nvflow::FlowRecord;
-use nvnet::{Attachment, Netns};
+use nvnet::{Attachment, LinkEvents, LinkNews, Netns};
 
 use crate::container::Engine;
 
@@ -70,6 +70,23 @@ impl Current {
     }
 }
 
+/// Whether a list of that age is to be read again, that may be another one by now or may have containers with other names.
+fn is_due(is_old: bool, may_be_renamed: bool, age: Duration) -> bool {
+    is_old && age >= FRESH || may_be_renamed && age >= FRESH_NAMES
+}
+
+/// Whether what is attached may be other than it was when `links` were last asked.
+pub(crate) fn may_differ(links: &mut LinkEvents) -> Result<bool, nvnet::Error> {
+    loop {
+        match links.next(Some(Duration::ZERO))? {
+            LinkNews::Nothing => return Ok(false),
+            // With a link go the rules on it, which is not told.
+            LinkNews::Events(events) if !events.iter().any(|it| it.is_ours | it.is_gone) => {}
+            LinkNews::Events(_) | LinkNews::Rules | LinkNews::Lost => return Ok(true),
+        }
+    }
+}
+
 /// Whose an attached interface is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
@@ -85,6 +102,10 @@ pub(crate) struct Known {
 pub(crate) struct Names {
     host: Netns,
     read: Option<Instant>,
+    /// What tells that the list may be another one, where it is [followed](Self::follow).
+    news: Option<LinkEvents>,
+    /// The list may be another one than was read.
+    is_old: bool,
     current: Current,
     attached: Vec<Attachment>,
     /// Who had the id, the latest last.
@@ -100,6 +121,8 @@ impl Names {
         let mut names = Self {
             host,
             read: None,
+            news: None,
+            is_old: false,
             current: Current::default(),
             attached: Vec::new(),
             by_id: HashMap::new(),
@@ -112,9 +135,17 @@ impl Names {
 
     /// Reads the list again if it is not fresh.
     pub(crate) fn refresh(&mut self) -> Result<(), nvnet::Error> {
-        if self.read.is_some_and(|read| read.elapsed() < FRESH) {
+        if self.age() < FRESH {
             return Ok(());
         }
+        self.read_again()
+    }
+
+    fn age(&self) -> Duration {
+        self.read.map_or(Duration::MAX, |read| read.elapsed())
+    }
+
+    fn read_again(&mut self) -> Result<(), nvnet::Error> {
         self.read = Some(Instant::now());
         let mut attached = nvnet::list(&self.host)?;
         self.current.apply(&mut attached);
@@ -154,6 +185,43 @@ impl Names {
         }
         self.attached = attached;
         Ok(())
+    }
+
+    /// As [`refresh`](Self::refresh), but reads only what may have changed: a list of a thousand takes as long as a ring of frames does to fill.
+    pub(crate) fn follow(&mut self) -> Result<(), nvnet::Error> {
+        self.hear();
+        // Of a new name of a container the kernel does not know.
+        let may_be_renamed = self
+            .attached
+            .iter()
+            .any(|one| one.workload.container_id.is_some());
+        if is_due(self.is_old, may_be_renamed, self.age()) {
+            self.read_again()?;
+            self.is_old = false;
+        }
+        Ok(())
+    }
+
+    /// As [`follow`](Self::follow), without waiting until what was read is a second old: before the last that is told.
+    pub(crate) fn catch_up(&mut self) -> Result<(), nvnet::Error> {
+        self.hear();
+        if self.is_old {
+            self.read_again()?;
+            self.is_old = false;
+        }
+        Ok(())
+    }
+
+    /// Hears whether the list may be another one by now.
+    fn hear(&mut self) {
+        self.is_old |= match self.news.as_mut().map(may_differ) {
+            Some(Ok(differs)) => differs,
+            // From here on it is told; what changed before, and what cannot be told, is read.
+            None | Some(Err(_)) => {
+                self.news = LinkEvents::open_one(&self.host).ok();
+                true
+            }
+        };
     }
 
     /// Whose frames those of the record are: of the attachment that had the id when the first one came.
@@ -280,6 +348,21 @@ pub(crate) fn addresses(attachment: &Attachment) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_is_read_again_where_it_may_be_another_one() {
+        let ms = Duration::from_millis;
+        for (is_old, may_be_renamed, age, due) in [
+            (false, false, u64::MAX, false),
+            (true, false, 999, false),
+            (true, false, 1_000, true),
+            (false, true, 4_999, false),
+            (false, true, 5_000, true),
+            (true, true, 1_000, true),
+        ] {
+            assert_eq!(is_due(is_old, may_be_renamed, ms(age)), due, "{age}");
+        }
+    }
 
     #[test]
     fn frames_belong_to_who_had_the_id_when_they_came() {

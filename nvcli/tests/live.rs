@@ -35,6 +35,11 @@ fn main() {
             move || super_frames(mode),
         ));
         trials.push(privileged(
+            format!("who_is_attached_meanwhile_is_told_by_name::{name}"),
+            NEEDS,
+            move || attached_meanwhile(mode),
+        ));
+        trials.push(privileged(
             format!("frames_of_a_mark_are_of_who_had_it_when_they_came::{name}"),
             NEEDS,
             move || marks_that_are_used_again(mode),
@@ -1190,6 +1195,25 @@ fn without_room() -> Test {
     let told = captured();
     sh(&format!("umount {path}"))?;
     told
+}
+
+/// The run goes on, and ends before another list would be read without a reason to.
+fn attached_meanwhile(mode: Mode) -> Test {
+    let net = Net::new(mode)?;
+    let flows = net.beside(&["flows", "--output", "json", "tcp"], "metering")?;
+    net.attach(net.client())?;
+    net.exchange(1_000)?;
+    let (out, err) = flows.end()?;
+    let mut names: Vec<String> = records(&out)?
+        .iter()
+        .map(|record| record["workload"].as_str().unwrap_or("nobody").to_owned())
+        .collect();
+    names.sort_unstable();
+    same(
+        &format!("{out}{err}"),
+        names,
+        ["client", "web"].map(str::to_owned).to_vec(),
+    )
 }
 
 /// Each end has a record of its own of the same connection.

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use nvcapture::{Next, Ring, RingConfig, SegmentSizes};
-use nvnet::{BRIDGE, LinkEvents, LinkNews, Netns};
+use nvnet::{BRIDGE, LinkEvents, Netns};
 
 use crate::args::Capture;
 use crate::capture_file::{Files, Rotation, chosen};
@@ -12,7 +12,7 @@ use crate::cmd::flows::{no_ring, wall_clock};
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
 use crate::expression;
-use crate::names::Current;
+use crate::names::{Current, may_differ};
 use crate::open::{attached, host, net};
 use crate::render::text::grouped;
 use crate::signals::Interrupt;
@@ -110,14 +110,9 @@ impl Holders {
     ///
     /// Whoever has got a mark did so before its first frame came: asked before a block is written, no frame is taken for another's.
     fn tell(&mut self, files: &mut Files, say: Say) -> Result<()> {
-        let news = self.links.next(Some(Duration::ZERO));
-        let news = news.map_err(|error| net("cannot hear of links", &error))?;
-        let may_differ = match news {
-            LinkNews::Nothing => self.failed,
-            LinkNews::Events(events) => self.failed || events.iter().any(|event| event.is_ours),
-            LinkNews::Rules | LinkNews::Lost => true,
-        };
-        if !may_differ {
+        let differs = may_differ(&mut self.links);
+        let differs = differs.map_err(|error| net("cannot hear of links", &error))?;
+        if !differs && !self.failed {
             return Ok(());
         }
         match attached(&self.host) {

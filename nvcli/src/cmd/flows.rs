@@ -836,6 +836,9 @@ fn live(
         let gone = metering((&mut ring, kept), meter, &mut out, interrupt, until)?;
         let output = |source: io::Error| CliError::output(&source);
         if !out.is_full() {
+            if let Some(names) = &mut out.names {
+                told_if_unread(names.catch_up());
+            }
             let _all = meter.finish(&mut out).map_err(output)?;
         }
         out.finish(say).map_err(output)?;
@@ -854,6 +857,13 @@ fn live(
         ));
     }
     exported
+}
+
+/// What was known of what is attached stays good enough until the kernel answers again.
+fn told_if_unread(read: std::result::Result<(), nvnet::Error>) {
+    if let Err(error) = read {
+        tracing::warn!("cannot read what is attached: {error}");
+    }
 }
 
 /// What a live run feeds.
@@ -879,10 +889,7 @@ impl Live for Output<'_> {
         let source = ring.stats().unwrap_or_default();
         self.stage.totals(Totals::new(&meter.stats(), &source));
         if let Some(names) = &mut self.names {
-            // What was known stays good enough until the kernel answers again.
-            if let Err(error) = names.refresh() {
-                tracing::warn!("cannot read what is attached: {error}");
-            }
+            told_if_unread(names.follow());
         }
         let (names, containers) = (self.names.as_ref(), &self.args.containers);
         let (filter, to) = (&self.args.filter, &mut self.to);
