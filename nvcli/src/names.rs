@@ -3,18 +3,23 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use nvcapture::Timestamp;
 use nvflow::FlowRecord;
 use nvnet::{Attachment, LinkEvents, LinkNews, Netns};
 
 use crate::container::Engine;
 
-/// How old the kernel's list may be.
+/// How old the kernel's list is at least when it is read again.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// How old the engine's names may be.
+/// The same of the engine's names.
 const FRESH_NAMES: Duration = Duration::from_secs(5);
+/// News that are taken at once, at most: who brings more need not be waited for.
+const NEWS: usize = 1_000;
+/// Addresses of attachments that are gone, at most, whose names are remembered.
+const LEFT: usize = 4_096;
 /// How many attachments are remembered that had an id one after the other.
 const HOLDERS: usize = 16;
 
@@ -35,9 +40,8 @@ impl Current {
             .iter()
             .filter_map(|one| one.workload.container_id.clone())
             .collect();
-        let fresh = self.asked.is_some_and(|at| at.elapsed() < FRESH_NAMES);
         let known = |id: &String| self.names.contains_key(id);
-        if !(ids.is_empty() || fresh && ids.iter().all(known)) {
+        if !(ids.is_empty() || self.is_fresh() && ids.iter().all(known)) {
             self.ask(ids);
         }
         for one in attached {
@@ -46,6 +50,10 @@ impl Current {
                 one.workload.name.clone_from(name);
             }
         }
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.asked.is_some_and(|at| at.elapsed() < FRESH_NAMES)
     }
 
     fn ask(&mut self, ids: Vec<String>) {
@@ -70,21 +78,24 @@ impl Current {
     }
 }
 
-/// Whether a list of that age is to be read again, that may be another one by now or may have containers with other names.
-fn is_due(is_old: bool, may_be_renamed: bool, age: Duration) -> bool {
-    is_old && age >= FRESH || may_be_renamed && age >= FRESH_NAMES
-}
-
-/// Whether what is attached may be other than it was when `links` were last asked.
-pub(crate) fn may_differ(links: &mut LinkEvents) -> Result<bool, nvnet::Error> {
-    loop {
-        match links.next(Some(Duration::ZERO))? {
-            LinkNews::Nothing => return Ok(false),
+/// Whether what is attached may be other than it was when `links` were last asked; `is_port` knows the host's links that it has.
+pub(crate) fn may_differ(
+    links: &mut LinkEvents,
+    is_port: impl Fn(&str) -> bool,
+) -> Result<bool, nvnet::Error> {
+    let mut differs = false;
+    // To the end, so that none is left to be heard behind the list that is read for it.
+    for _ in 0..NEWS {
+        differs |= match links.next(Some(Duration::ZERO))? {
+            LinkNews::Nothing => return Ok(differs),
             // With a link go the rules on it, which is not told.
-            LinkNews::Events(events) if !events.iter().any(|it| it.is_ours | it.is_gone) => {}
-            LinkNews::Events(_) | LinkNews::Rules | LinkNews::Lost => return Ok(true),
-        }
+            LinkNews::Events(events) => events
+                .iter()
+                .any(|it| it.is_ours || it.is_gone && is_port(&it.name)),
+            LinkNews::Rules | LinkNews::Lost => true,
+        };
     }
+    Ok(true)
 }
 
 /// Whose an attached interface is.
@@ -102,7 +113,7 @@ pub(crate) struct Known {
 pub(crate) struct Names {
     host: Netns,
     read: Option<Instant>,
-    /// What tells that the list may be another one, where it is [followed](Self::follow).
+    /// What tells that the list may be another one, where that is [listened](Self::listen) for.
     news: Option<LinkEvents>,
     /// The list may be another one than was read.
     is_old: bool,
@@ -112,24 +123,37 @@ pub(crate) struct Names {
     by_id: HashMap<u16, Vec<Known>>,
     /// `None` where two containers have the same address, in networks of their own.
     by_address: HashMap<IpAddr, Option<Arc<str>>>,
+    /// Whose they were that are gone, and when that was seen. Unit: milliseconds since 1970.
+    left: HashMap<IpAddr, (Arc<str>, u64)>,
     version: u32,
 }
 
 impl Names {
-    /// Reads the list.
+    /// Reads the list, to be [read again](Self::refresh) from time to time.
     pub(crate) fn read(host: Netns) -> Result<Self, nvnet::Error> {
+        Self::new(host, None)
+    }
+
+    /// Reads the list, to be [followed](Self::follow).
+    pub(crate) fn listen(host: Netns) -> Result<Self, nvnet::Error> {
+        let news = LinkEvents::open_one(&host)?;
+        Self::new(host, Some(news))
+    }
+
+    fn new(host: Netns, news: Option<LinkEvents>) -> Result<Self, nvnet::Error> {
         let mut names = Self {
             host,
             read: None,
-            news: None,
+            news,
             is_old: false,
             current: Current::default(),
             attached: Vec::new(),
             by_id: HashMap::new(),
             by_address: HashMap::new(),
+            left: HashMap::new(),
             version: 0,
         };
-        names.refresh()?;
+        names.read_again()?;
         Ok(names)
     }
 
@@ -147,7 +171,13 @@ impl Names {
 
     fn read_again(&mut self) -> Result<(), nvnet::Error> {
         self.read = Some(Instant::now());
-        let mut attached = nvnet::list(&self.host)?;
+        let attached = nvnet::list(&self.host)?;
+        self.is_old = false;
+        self.take(attached);
+        Ok(())
+    }
+
+    fn take(&mut self, mut attached: Vec<Attachment>) {
         self.current.apply(&mut attached);
         let same = attached.len() == self.attached.len()
             && attached.iter().zip(&self.attached).all(|(new, old)| {
@@ -159,10 +189,10 @@ impl Names {
         if same {
             // Health and counters may be others.
             self.attached = attached;
-            return Ok(());
+            return;
         }
         self.version += 1;
-        self.by_address.clear();
+        let before = std::mem::take(&mut self.by_address);
         for attachment in &attached {
             let workload: Arc<str> = attachment.workload.name.as_str().into();
             let known = Known {
@@ -183,45 +213,63 @@ impl Names {
                 }
             }
         }
+        let now = Timestamp::from(SystemTime::now()).as_micros() / 1_000;
+        for (address, name) in before {
+            if let (Some(name), false) = (name, self.by_address.contains_key(&address)) {
+                leave(&mut self.left, address, name, now);
+            }
+        }
         self.attached = attached;
-        Ok(())
     }
 
-    /// As [`refresh`](Self::refresh), but reads only what may have changed: a list of a thousand takes as long as a ring of frames does to fill.
-    pub(crate) fn follow(&mut self) -> Result<(), nvnet::Error> {
-        self.hear();
-        // Of a new name of a container the kernel does not know.
-        let may_be_renamed = self
-            .attached
-            .iter()
-            .any(|one| one.workload.container_id.is_some());
-        if is_due(self.is_old, may_be_renamed, self.age()) {
-            self.read_again()?;
-            self.is_old = false;
-        }
-        Ok(())
+    /// As [`refresh`](Self::refresh), but reads only where something changed: a list of a thousand takes as long as a ring of frames does to
+    /// fill. What was known stays good enough until the kernel answers again.
+    pub(crate) fn follow(&mut self) {
+        let heard = self.hear();
+        let read = if self.is_old && self.age() >= FRESH {
+            self.read_again()
+        } else {
+            let is_of_engine = |one: &Attachment| one.workload.container_id.is_some();
+            // Of a new name of a container the kernel does not know.
+            if !self.current.is_fresh() && self.attached.iter().any(is_of_engine) {
+                self.take(self.attached.clone());
+            }
+            Ok(())
+        };
+        warn(heard.and(read));
     }
 
-    /// As [`follow`](Self::follow), without waiting until what was read is a second old: before the last that is told.
-    pub(crate) fn catch_up(&mut self) -> Result<(), nvnet::Error> {
-        self.hear();
-        if self.is_old {
-            self.read_again()?;
-            self.is_old = false;
-        }
-        Ok(())
+    /// As [`follow`](Self::follow), without waiting until what was read is a second old: before the last records.
+    pub(crate) fn catch_up(&mut self) {
+        let heard = self.hear();
+        let read = if self.is_old {
+            self.read_again()
+        } else {
+            Ok(())
+        };
+        warn(heard.and(read));
     }
 
     /// Hears whether the list may be another one by now.
-    fn hear(&mut self) {
-        self.is_old |= match self.news.as_mut().map(may_differ) {
-            Some(Ok(differs)) => differs,
-            // From here on it is told; what changed before, and what cannot be told, is read.
-            None | Some(Err(_)) => {
-                self.news = LinkEvents::open_one(&self.host).ok();
-                true
+    fn hear(&mut self) -> Result<(), nvnet::Error> {
+        let Some(news) = &mut self.news else {
+            // What cannot be told is read, and what changed before it can again.
+            self.is_old = true;
+            if self.age() >= FRESH {
+                self.news = Some(LinkEvents::open_one(&self.host)?);
             }
+            return Ok(());
         };
+        let attached = &self.attached;
+        match may_differ(news, |name| attached.iter().any(|one| one.port == name)) {
+            Ok(differs) => self.is_old |= differs,
+            Err(error) => {
+                self.news = None;
+                self.is_old = true;
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Whose frames those of the record are: of the attachment that had the id when the first one came.
@@ -266,7 +314,14 @@ impl Names {
             Some(nvflow::Vantage::Ingress) => record.source.address,
             None => return,
         };
-        record.labels.peer_workload = self.by_address.get(&peer).cloned().flatten();
+        let before = || {
+            let (name, until) = self.left.get(&peer)?;
+            (record.flow_start.as_micros() / 1_000 <= *until).then(|| Arc::clone(name))
+        };
+        record.labels.peer_workload = match self.by_address.get(&peer) {
+            Some(now) => now.clone(),
+            None => before(),
+        };
     }
 
     /// Whether the record is of a container that one of `wanted` names; of any when there are none.
@@ -292,6 +347,24 @@ fn hold(holders: &mut Vec<Known>, now: Known) {
                 holders.remove(0);
             }
         }
+    }
+}
+
+/// Notes that the one with the address is gone.
+fn leave(left: &mut HashMap<IpAddr, (Arc<str>, u64)>, address: IpAddr, name: Arc<str>, when: u64) {
+    if left.len() >= LEFT && !left.contains_key(&address) {
+        let mut times: Vec<u64> = left.values().map(|(_, when)| *when).collect();
+        let (_, median, _) = times.select_nth_unstable(LEFT / 2);
+        let median = *median;
+        // Of those that left at one time, none is the older.
+        left.retain(|_, (_, when)| *when > median);
+    }
+    left.insert(address, (name, when));
+}
+
+fn warn(read: Result<(), nvnet::Error>) {
+    if let Err(error) = read {
+        tracing::warn!("cannot read what is attached: {error}");
     }
 }
 
@@ -350,18 +423,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_read_again_where_it_may_be_another_one() {
-        let ms = Duration::from_millis;
-        for (is_old, may_be_renamed, age, due) in [
-            (false, false, u64::MAX, false),
-            (true, false, 999, false),
-            (true, false, 1_000, true),
-            (false, true, 4_999, false),
-            (false, true, 5_000, true),
-            (true, true, 1_000, true),
-        ] {
-            assert_eq!(is_due(is_old, may_be_renamed, ms(age)), due, "{age}");
+    fn names_of_those_that_left_are_bounded() {
+        let mut left = HashMap::new();
+        for number in 0..3 * LEFT as u32 {
+            leave(
+                &mut left,
+                IpAddr::V4(number.into()),
+                "web".into(),
+                number.into(),
+            );
+            assert!(left.len() <= LEFT);
         }
+        let last = 3 * LEFT as u32 - 1;
+        for recent in [last, last - LEFT as u32 / 4] {
+            assert!(left.contains_key(&IpAddr::V4(recent.into())), "{recent}");
+        }
+        // One address, again and again.
+        leave(&mut left, IpAddr::V4(last.into()), "web-2".into(), 1 << 40);
+        assert_eq!(left[&IpAddr::V4(last.into())], ("web-2".into(), 1 << 40));
     }
 
     #[test]

@@ -40,6 +40,11 @@ fn main() {
             move || attached_meanwhile(mode),
         ));
         trials.push(privileged(
+            format!("who_is_detached_before_the_end_is_told_by_name::{name}"),
+            NEEDS,
+            move || detached_before_the_end(mode),
+        ));
+        trials.push(privileged(
             format!("frames_of_a_mark_are_of_who_had_it_when_they_came::{name}"),
             NEEDS,
             move || marks_that_are_used_again(mode),
@@ -1197,7 +1202,7 @@ fn without_room() -> Test {
     told
 }
 
-/// The run goes on, and ends before another list would be read without a reason to.
+/// All is over sooner than a list would be read again that nobody tells to be another.
 fn attached_meanwhile(mode: Mode) -> Test {
     let net = Net::new(mode)?;
     let flows = net.beside(&["flows", "--output", "json", "tcp"], "metering")?;
@@ -1214,6 +1219,29 @@ fn attached_meanwhile(mode: Mode) -> Test {
         names,
         ["client", "web"].map(str::to_owned).to_vec(),
     )
+}
+
+/// What ends the run takes the names away, too.
+fn detached_before_the_end(mode: Mode) -> Test {
+    let net = Net::new(mode)?;
+    let directory = tempfile::tempdir()?;
+    net.attach(net.client())?;
+    let by = ["--group-by", "client,server", "tcp"];
+    let flows = net.beside(
+        &[&["flows", "--output", "json"], &by[..]].concat(),
+        "metering",
+    )?;
+    for _ in 0..3 {
+        net.exchange(1_000)?;
+    }
+    net.done(&["detach", "--all"], directory.path())?;
+    let (out, err) = flows.wait()?;
+    ensure(err.contains("everything was detached"), &err)?;
+    let sums = records(&out)?;
+    same(&format!("{out}{err}"), sums.len(), 1)?;
+    same("client", &sums[0]["client"], &"client".into())?;
+    same("server", &sums[0]["server"], &"web".into())?;
+    same("connections", &sums[0]["connectionsOpened"], &3.into())
 }
 
 /// Each end has a record of its own of the same connection.

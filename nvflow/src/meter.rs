@@ -779,7 +779,9 @@ fn needed<'f>(frame: &Frame<'f>) -> Frame<'f> {
         link_type,
         vlan,
         segment_size,
-        ..
+        interface: _,
+        packet_type: _,
+        checksum_not_ready: _,
     } = *frame.meta();
     let meta = FrameMeta {
         link_type,

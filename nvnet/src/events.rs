@@ -205,10 +205,12 @@ fn event(kind: u16, body: &[u8], netns: Option<i32>) -> Option<LinkEvent> {
         return None;
     }
     let link: Link = link::parse(body)?;
+    // Of a port that was taken from its bridge the kernel says the same as of a link that is gone, but for the family.
+    let is_of_bridge = body.first() == Some(&(libc::AF_BRIDGE as u8));
     Some(LinkEvent {
         netns,
         index: link.index,
-        is_gone: kind == RTM_DELLINK,
+        is_gone: kind == RTM_DELLINK && !is_of_bridge,
         is_ours: attach::is_ours(&link),
         name: link.name,
     })
@@ -217,6 +219,24 @@ fn event(kind: u16, body: &[u8], netns: Option<i32>) -> Option<LinkEvent> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_taken_from_its_bridge_is_not_gone() {
+        let told = |kind, family: i32| {
+            let mut body = vec![0; 16];
+            body[0] = family as u8;
+            body[4..8].copy_from_slice(&7_u32.to_ne_bytes());
+            body.extend_from_slice(&9_u16.to_ne_bytes());
+            body.extend_from_slice(&libc::IFLA_IFNAME.to_ne_bytes());
+            body.extend_from_slice(b"eth0\0");
+            let event = event(kind, &body, None).expect("a link");
+            assert_eq!((event.index, &event.name[..]), (7, "eth0"));
+            event.is_gone
+        };
+        assert!(told(RTM_DELLINK, libc::AF_UNSPEC));
+        assert!(!told(RTM_DELLINK, libc::AF_BRIDGE));
+        assert!(!told(RTM_NEWLINK, libc::AF_UNSPEC));
+    }
 
     #[test]
     fn a_datagram_is_cut_into_its_messages() {

@@ -10,6 +10,7 @@ pub fn prefetch<T>(place: &T) {
 }
 
 /// As [`prefetch`] for what lies so many `octets` behind the beginning of `place`, whether or not there is anything.
+#[cfg(feature = "ring")]
 #[inline(always)]
 pub(crate) fn prefetch_behind<T>(place: &T, octets: usize) {
     ask(std::ptr::from_ref(place).cast::<u8>().wrapping_add(octets));

@@ -39,6 +39,7 @@ pub(crate) fn run(args: &Capture, say: Say) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     let mut holders = Holders::follow(host()?)?;
     let mut attached = attached(&holders.host)?;
+    holders.has(&attached);
     Current::default().apply(&mut attached);
     let chosen = chosen(&args.targets, &attached, say)?;
     let config = RingConfig {
@@ -91,6 +92,8 @@ pub(crate) fn not_for_the_terminal() -> CliError {
 struct Holders {
     host: Netns,
     links: LinkEvents,
+    /// The host's links that what was attached has.
+    ports: Vec<String>,
     /// It could not be asked, which was said.
     failed: bool,
 }
@@ -102,15 +105,23 @@ impl Holders {
         Ok(Self {
             host,
             links,
+            ports: Vec::new(),
             failed: false,
         })
+    }
+
+    fn has(&mut self, attached: &[nvnet::Attachment]) {
+        self.ports = attached.iter().map(|one| one.port.clone()).collect();
     }
 
     /// Tells `files` who has them now.
     ///
     /// Whoever has got a mark did so before its first frame came: asked before a block is written, no frame is taken for another's.
     fn tell(&mut self, files: &mut Files, say: Say) -> Result<()> {
-        let differs = may_differ(&mut self.links);
+        let ports = &self.ports;
+        let differs = may_differ(&mut self.links, |name| {
+            ports.iter().any(|port| port == name)
+        });
         let differs = differs.map_err(|error| net("cannot hear of links", &error))?;
         if !differs && !self.failed {
             return Ok(());
@@ -118,6 +129,7 @@ impl Holders {
         match attached(&self.host) {
             Ok(attached) => {
                 self.failed = false;
+                self.has(&attached);
                 files.follow(&attached, wall_clock(), say);
             }
             // Links may come and go faster than they can be listed: a capture goes on.

@@ -665,10 +665,12 @@ pub(crate) fn is_of(record: &FlowRecord, containers: &[String]) -> bool {
         })
 }
 
-/// Who is attached; all of `containers` have to be.
-fn attached(containers: &[String]) -> Result<Names> {
-    let names =
-        Names::read(host()?).map_err(|error| net("cannot read what is attached", &error))?;
+/// Who is attached, as `read` tells; all of `containers` have to be.
+fn attached(
+    containers: &[String],
+    read: impl Fn(nvnet::Netns) -> std::result::Result<Names, nvnet::Error>,
+) -> Result<Names> {
+    let names = read(host()?).map_err(|error| net("cannot read what is attached", &error))?;
     for wanted in containers {
         let is_there = |a: &&nvnet::Attachment| {
             crate::names::is_called(wanted, &a.workload.name, a.workload.container_id.as_deref())
@@ -689,7 +691,7 @@ fn by_agent(
     feed: Feed,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let names = attached(&args.containers)?;
+    let names = attached(&args.containers, Names::read)?;
     let host = names.host().clone();
     let until = args.duration.map(|duration| Instant::now() + duration);
     let pid = feed.pid;
@@ -783,7 +785,12 @@ fn live(
     meter: &mut Meter,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let names = attached(&args.containers)?;
+    let read = if has_view(args) {
+        Names::read
+    } else {
+        Names::listen
+    };
+    let names = attached(&args.containers, read)?;
     if names.attached().is_empty() {
         return Err(
             CliError::new("nothing is attached, so there is nothing to meter")
@@ -837,7 +844,7 @@ fn live(
         let output = |source: io::Error| CliError::output(&source);
         if !out.is_full() {
             if let Some(names) = &mut out.names {
-                told_if_unread(names.catch_up());
+                names.catch_up();
             }
             let _all = meter.finish(&mut out).map_err(output)?;
         }
@@ -857,13 +864,6 @@ fn live(
         ));
     }
     exported
-}
-
-/// What was known of what is attached stays good enough until the kernel answers again.
-fn told_if_unread(read: std::result::Result<(), nvnet::Error>) {
-    if let Err(error) = read {
-        tracing::warn!("cannot read what is attached: {error}");
-    }
 }
 
 /// What a live run feeds.
@@ -889,7 +889,7 @@ impl Live for Output<'_> {
         let source = ring.stats().unwrap_or_default();
         self.stage.totals(Totals::new(&meter.stats(), &source));
         if let Some(names) = &mut self.names {
-            told_if_unread(names.follow());
+            names.follow();
         }
         let (names, containers) = (self.names.as_ref(), &self.args.containers);
         let (filter, to) = (&self.args.filter, &mut self.to);

@@ -101,8 +101,8 @@ impl Live for Publisher<'_> {
 
     fn tick(&mut self, ring: &mut Ring, meter: &Meter, tally: &Tally) -> io::Result<()> {
         if let Some((stage, names)) = &mut self.export {
-            if let Some(Err(error)) = names.as_mut().map(Names::refresh) {
-                tracing::warn!("cannot read what is attached: {error}");
+            if let Some(names) = names {
+                names.follow();
             }
             stage.totals(Totals::new(
                 &meter.stats(),
@@ -231,13 +231,18 @@ pub(crate) fn run(
     let export = if args.exports.is_empty() {
         None
     } else {
-        let names = Names::read(names.host().clone());
+        let names = Names::listen(names.host().clone());
         let names = names.map_err(|error| net("cannot read what is attached", &error))?;
         Some((stage, Some(names)))
     };
     show(args, names, export, interrupt, move |mut publisher| {
         let gone = metering((ring, recorder), meter, &mut publisher, interrupt, until)?;
-        if publisher.export.is_some() && !publisher.is_full() {
+        if !publisher.is_full()
+            && let Some((_, names)) = &mut publisher.export
+        {
+            if let Some(names) = names {
+                names.catch_up();
+            }
             let finished = meter.finish(&mut publisher);
             let _all = finished.map_err(|source| CliError::output(&source))?;
         }
