@@ -16,9 +16,13 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// The same of the engine's names.
 const FRESH_NAMES: Duration = Duration::from_secs(5);
+/// How many times as long as the engine took it is left alone then.
+const PAUSE: u32 = 10;
 /// News that are taken at once, at most: who brings more need not be waited for.
 const NEWS: usize = 1_000;
-/// Addresses of attachments that are gone, at most, whose names are remembered.
+/// How often addresses are looked for that were not found.
+const TRIES: u8 = 5;
+/// Addresses of attachments that are gone whose names are remembered, beside those of the last reading.
 const LEFT: usize = 4_096;
 /// How many attachments are remembered that had an id one after the other.
 const HOLDERS: usize = 16;
@@ -29,6 +33,8 @@ const HOLDERS: usize = 16;
 pub(crate) struct Current {
     engine: Option<Engine>,
     asked: Option<Instant>,
+    /// Not before it is asked again, whatever for: one that hangs is waited for in a small part of the time.
+    pause: Option<Instant>,
     /// By what the kernel has of the container's id.
     names: HashMap<String, String>,
 }
@@ -41,7 +47,7 @@ impl Current {
             .filter_map(|one| one.workload.container_id.clone())
             .collect();
         let known = |id: &String| self.names.contains_key(id);
-        if !(ids.is_empty() || self.is_fresh() && ids.iter().all(known)) {
+        if !(ids.is_empty() || self.is_pausing() || self.is_fresh() && ids.iter().all(known)) {
             self.ask(ids);
         }
         for one in attached {
@@ -56,8 +62,19 @@ impl Current {
         self.asked.is_some_and(|at| at.elapsed() < FRESH_NAMES)
     }
 
+    fn is_pausing(&self) -> bool {
+        self.pause.is_some_and(|until| Instant::now() < until)
+    }
+
     fn ask(&mut self, ids: Vec<String>) {
-        self.asked = Some(Instant::now());
+        let began = Instant::now();
+        self.ask_of_engine(ids);
+        let ended = Instant::now();
+        self.asked = Some(ended);
+        self.pause = Some(ended + (ended - began) * PAUSE);
+    }
+
+    fn ask_of_engine(&mut self, ids: Vec<String>) {
         if self.engine.is_none() {
             self.engine = Engine::connect().ok();
         }
@@ -78,10 +95,11 @@ impl Current {
     }
 }
 
-/// Whether what is attached may be other than it was when `links` were last asked; `is_port` knows the host's links that it has.
+/// Whether what is attached may be other than it was when `links` were last asked; `is_port` knows the host's links
+/// that it has, by index.
 pub(crate) fn may_differ(
     links: &mut LinkEvents,
-    is_port: impl Fn(&str) -> bool,
+    is_port: impl Fn(u32) -> bool,
 ) -> Result<bool, nvnet::Error> {
     let mut differs = false;
     // To the end, so that none is left to be heard behind the list that is read for it.
@@ -91,7 +109,7 @@ pub(crate) fn may_differ(
             // With a link go the rules on it, which is not told.
             LinkNews::Events(events) => events
                 .iter()
-                .any(|it| it.is_ours || it.is_gone && is_port(&it.name)),
+                .any(|it| it.is_ours || it.is_gone && is_port(it.index)),
             LinkNews::Rules | LinkNews::Lost => true,
         };
     }
@@ -117,6 +135,10 @@ pub(crate) struct Names {
     news: Option<LinkEvents>,
     /// The list may be another one than was read.
     is_old: bool,
+    /// Of some no address was found, as of one that is being attached for a moment.
+    unaddressed: bool,
+    /// How often they are still looked for.
+    tries: u8,
     current: Current,
     attached: Vec<Attachment>,
     /// Who had the id, the latest last.
@@ -146,6 +168,8 @@ impl Names {
             read: None,
             news,
             is_old: false,
+            tries: TRIES,
+            unaddressed: false,
             current: Current::default(),
             attached: Vec::new(),
             by_id: HashMap::new(),
@@ -186,12 +210,18 @@ impl Names {
                     && new.interface == old.interface
                     && new.since_ms() == old.since_ms()
             });
-        if same {
+        if !same {
+            self.tries = TRIES;
+        } else if self.unaddressed {
+            self.tries = self.tries.saturating_sub(1);
+        }
+        if same && (!self.unaddressed || self.tries == 0) {
             // Health and counters may be others.
             self.attached = attached;
             return;
         }
         self.version += 1;
+        self.unaddressed = false;
         let before = std::mem::take(&mut self.by_address);
         for attachment in &attached {
             let workload: Arc<str> = attachment.workload.name.as_str().into();
@@ -203,7 +233,9 @@ impl Names {
             };
             let holders = self.by_id.entry(attachment.id.number()).or_default();
             hold(holders, known);
-            for address in addresses(attachment) {
+            let addresses = addresses(attachment);
+            self.unaddressed |= addresses.is_empty();
+            for address in addresses {
                 let named = self
                     .by_address
                     .entry(address)
@@ -214,11 +246,11 @@ impl Names {
             }
         }
         let now = Timestamp::from(SystemTime::now()).as_micros() / 1_000;
-        for (address, name) in before {
-            if let (Some(name), false) = (name, self.by_address.contains_key(&address)) {
-                leave(&mut self.left, address, name, now);
-            }
-        }
+        let gone = before.into_iter().filter_map(|(address, name)| {
+            let name = name.filter(|_| !self.by_address.contains_key(&address))?;
+            Some((address, (name, now)))
+        });
+        leave(&mut self.left, gone);
         self.attached = attached;
     }
 
@@ -226,12 +258,16 @@ impl Names {
     /// fill. What was known stays good enough until the kernel answers again.
     pub(crate) fn follow(&mut self) {
         let heard = self.hear();
-        let read = if self.is_old && self.age() >= FRESH {
+        let may_differ = self.is_old || self.unaddressed && self.tries > 0;
+        let read = if may_differ && self.age() >= FRESH {
             self.read_again()
         } else {
             let is_of_engine = |one: &Attachment| one.workload.container_id.is_some();
             // Of a new name of a container the kernel does not know.
-            if !self.current.is_fresh() && self.attached.iter().any(is_of_engine) {
+            if !self.current.is_fresh()
+                && !self.current.is_pausing()
+                && self.attached.iter().any(is_of_engine)
+            {
                 self.take(self.attached.clone());
             }
             Ok(())
@@ -261,7 +297,9 @@ impl Names {
             return Ok(());
         };
         let attached = &self.attached;
-        match may_differ(news, |name| attached.iter().any(|one| one.port == name)) {
+        match may_differ(news, |index| {
+            attached.iter().any(|one| one.port_index() == index)
+        }) {
             Ok(differs) => self.is_old |= differs,
             Err(error) => {
                 self.news = None;
@@ -350,16 +388,18 @@ fn hold(holders: &mut Vec<Known>, now: Known) {
     }
 }
 
-/// Notes that the one with the address is gone.
-fn leave(left: &mut HashMap<IpAddr, (Arc<str>, u64)>, address: IpAddr, name: Arc<str>, when: u64) {
-    if left.len() >= LEFT && !left.contains_key(&address) {
+/// Notes whose addresses are gone; of more than [`LEFT`] before those that left first are forgotten.
+fn leave(
+    left: &mut HashMap<IpAddr, (Arc<str>, u64)>,
+    gone: impl Iterator<Item = (IpAddr, (Arc<str>, u64))>,
+) {
+    if left.len() > LEFT {
         let mut times: Vec<u64> = left.values().map(|(_, when)| *when).collect();
-        let (_, median, _) = times.select_nth_unstable(LEFT / 2);
-        let median = *median;
-        // Of those that left at one time, none is the older.
-        left.retain(|_, (_, when)| *when > median);
+        times.sort_unstable();
+        let oldest = times[times.len() - LEFT];
+        left.retain(|_, (_, when)| *when > oldest);
     }
-    left.insert(address, (name, when));
+    left.extend(gone);
 }
 
 fn warn(read: Result<(), nvnet::Error>) {
@@ -423,24 +463,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_those_that_left_are_bounded() {
+    fn names_of_those_that_left_are_forgotten_the_oldest_first() {
+        let many = LEFT as u32 / 4;
         let mut left = HashMap::new();
-        for number in 0..3 * LEFT as u32 {
-            leave(
-                &mut left,
-                IpAddr::V4(number.into()),
-                "web".into(),
-                number.into(),
-            );
-            assert!(left.len() <= LEFT);
+        for turn in 0..50_u32 {
+            let gone = (0..many).map(|number| {
+                let address = IpAddr::V4((turn * many + number).into());
+                (address, ("web".into(), turn.into()))
+            });
+            leave(&mut left, gone);
+            assert!(left.len() <= LEFT + many as usize);
+            for recent in turn.saturating_sub(2)..=turn {
+                assert!(
+                    left.contains_key(&IpAddr::V4((recent * many).into())),
+                    "{turn}"
+                );
+            }
         }
-        let last = 3 * LEFT as u32 - 1;
-        for recent in [last, last - LEFT as u32 / 4] {
-            assert!(left.contains_key(&IpAddr::V4(recent.into())), "{recent}");
-        }
-        // One address, again and again.
-        leave(&mut left, IpAddr::V4(last.into()), "web-2".into(), 1 << 40);
-        assert_eq!(left[&IpAddr::V4(last.into())], ("web-2".into(), 1 << 40));
     }
 
     #[test]

@@ -439,6 +439,11 @@ impl Attachment {
         }
     }
 
+    /// The kernel's number of [`port`](Self::port), which stays when that is renamed.
+    pub const fn port_index(&self) -> u32 {
+        self.port_index
+    }
+
     /// When it was attached, in milliseconds since 1970: what has its mark and is older belongs to one that had the id before.
     pub fn since_ms(&self) -> Option<u64> {
         self.record.since

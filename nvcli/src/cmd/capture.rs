@@ -93,7 +93,7 @@ struct Holders {
     host: Netns,
     links: LinkEvents,
     /// The host's links that what was attached has.
-    ports: Vec<String>,
+    ports: Vec<u32>,
     /// It could not be asked, which was said.
     failed: bool,
 }
@@ -111,7 +111,7 @@ impl Holders {
     }
 
     fn has(&mut self, attached: &[nvnet::Attachment]) {
-        self.ports = attached.iter().map(|one| one.port.clone()).collect();
+        self.ports = attached.iter().map(nvnet::Attachment::port_index).collect();
     }
 
     /// Tells `files` who has them now.
@@ -119,9 +119,7 @@ impl Holders {
     /// Whoever has got a mark did so before its first frame came: asked before a block is written, no frame is taken for another's.
     fn tell(&mut self, files: &mut Files, say: Say) -> Result<()> {
         let ports = &self.ports;
-        let differs = may_differ(&mut self.links, |name| {
-            ports.iter().any(|port| port == name)
-        });
+        let differs = may_differ(&mut self.links, |index| ports.contains(&index));
         let differs = differs.map_err(|error| net("cannot hear of links", &error))?;
         if !differs && !self.failed {
             return Ok(());

@@ -185,7 +185,7 @@ pub(crate) enum Mask {
     /// Numbers stand on the right: each with its unit, and the dot that stands for zero, becomes `#` where its last
     /// character is; ports that the kernel chose for clients become `:#####`, and bars become blanks.
     Numbers,
-    /// Numbers stand on the left: the same, and more than two blanks become two.
+    /// Numbers stand on the left: the same, and more than two blanks become two, before a number one.
     Values,
     /// Nothing else is masked.
     Nothing,
@@ -225,8 +225,10 @@ fn masked(screen: &str, rule: Mask) -> String {
             words.retain(|word| !word.is_empty());
         }
         let mut line = words.join(" ");
-        while rule == Mask::Values && line.contains("   ") {
-            line = line.replace("   ", "  ");
+        for (many, fewer) in [("   ", "  "), ("  #", " #")] {
+            while rule == Mask::Values && line.contains(many) {
+                line = line.replace(many, fewer);
+            }
         }
         // Writing to a String does not fail.
         let _ = writeln!(masked, "{}", line.trim_end());
