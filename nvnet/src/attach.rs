@@ -1986,15 +1986,7 @@ fn inside(attachment: &Attachment, port: &Link) -> Result<(RouteSocket, Link), E
         id: attachment.id,
         netns: format!("{} of {}", attachment.interface, attachment.workload.name),
     };
-    let Some(netns) = attachment.netns() else {
-        // Who can open no more files finds nothing, whatever is there.
-        crate::netns::can_search().map_err(|source| Error::Netns {
-            op: "look for",
-            netns: attachment.workload.name.clone(),
-            source,
-        })?;
-        return Err(lost());
-    };
+    let netns = attachment.find_netns()?.ok_or_else(lost)?;
     let mut target = RouteSocket::open(&netns)?;
     let new = link::by_index(&mut target, port.link.unwrap_or_default())?;
     let new = new

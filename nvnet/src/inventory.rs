@@ -462,13 +462,22 @@ impl Attachment {
 
     /// The container's namespace, wherever something still holds it open.
     pub fn netns(&self) -> Option<Netns> {
-        let dev = Netns::current().ok()?.id().dev;
+        self.find_netns().ok().flatten()
+    }
+
+    /// The same; an error where it may be there and could not be looked for.
+    pub(crate) fn find_netns(&self) -> Result<Option<Netns>, Error> {
         let id = NetnsId {
-            dev,
+            dev: Netns::current()?.id().dev,
             ino: self.record.netns_ino,
         };
+        let found = crate::netns::find(id, self.workload.pid).map_err(|source| Error::Netns {
+            op: "look for",
+            netns: self.workload.name.clone(),
+            source,
+        })?;
         let label = format!("the network of {}", self.workload.name);
-        crate::netns::find(id, self.workload.pid).map(|netns| netns.labelled(&label))
+        Ok(found.map(|netns| netns.labelled(&label)))
     }
 }
 

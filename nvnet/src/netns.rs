@@ -1,9 +1,10 @@
 //! Network namespaces by handle: opened once, entered only by threads that end afterwards.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, ReadDir};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -218,26 +219,32 @@ impl fmt::Debug for Netns {
 
 /// Every namespace that a process is in or a mount holds, each once. What only an open file holds is not among them.
 pub(crate) fn all() -> Vec<Netns> {
-    look_around();
+    let want = Want::default();
+    look_around(&want);
     let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner).clone();
     seen.iter()
-        .filter_map(|(id, path)| open_if(path, *id, Netns::at_path))
+        .filter_map(|(id, path)| open_if(path, *id, &want, Netns::at_path))
         .collect()
 }
 
 /// The folders of all processes.
 pub(crate) fn pids() -> impl Iterator<Item = PathBuf> {
+    pids_in(std::fs::read_dir("/proc").ok())
+}
+
+fn pids_in(proc: Option<ReadDir>) -> impl Iterator<Item = PathBuf> {
     let is_pid = |path: &PathBuf| {
         path.file_name()
             .is_some_and(|name| name.to_string_lossy().bytes().all(|b| b.is_ascii_digit()))
     };
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let entries = proc.into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(is_pid)
 }
 
 /// Where namespaces are mounted.
-fn mounted() -> Vec<PathBuf> {
-    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+fn mounted(want: &Want) -> Vec<PathBuf> {
+    let mounts = want.of(std::fs::read("/proc/self/mountinfo"));
+    let mounts = mounts.unwrap_or_default();
     // Octets: any mount point may be no UTF-8.
     let lines = mounts.split(|&b| b == b'\n');
     let nsfs = lines.filter(|line| line.windows(8).any(|part| part == b" - nsfs "));
@@ -246,12 +253,42 @@ fn mounted() -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether something could not be looked at for want of files that may be opened. Asked right then: others may have closed theirs later.
+#[derive(Debug, Default)]
+struct Want(Cell<Option<i32>>);
+
+impl Want {
+    /// What was opened, if it was.
+    fn of<T>(&self, opened: io::Result<T>) -> Option<T> {
+        opened.map_err(|error| self.note(&error)).ok()
+    }
+
+    fn note(&self, error: &io::Error) {
+        let errno = error.raw_os_error();
+        if matches!(errno, Some(libc::EMFILE | libc::ENFILE)) {
+            self.0.set(errno);
+        }
+    }
+}
+
 /// Looks for a living namespace by its id: in processes, in mounts, at last in open files.
 ///
 /// An inode is not used again while its namespace lives, so a match is the right one as long as something that
 /// belongs to the namespace (a veth end of ours) is known to be there.
-pub(crate) fn find(id: NetnsId, likely_pid: Option<u32>) -> Option<Netns> {
-    let same = |path: &Path| open_if(path, id, Netns::at_path);
+///
+/// # Errors
+/// Nothing was found, and no more files could be opened meanwhile, which hides whatever is there.
+pub(crate) fn find(id: NetnsId, likely_pid: Option<u32>) -> io::Result<Option<Netns>> {
+    let want = Want::default();
+    let found = search(id, likely_pid, &want);
+    match want.0.get() {
+        Some(errno) if found.is_none() => Err(io::Error::from_raw_os_error(errno)),
+        _ => Ok(found),
+    }
+}
+
+fn search(id: NetnsId, likely_pid: Option<u32>, want: &Want) -> Option<Netns> {
+    let same = |path: &Path| open_if(path, id, want, Netns::at_path);
     if let Some(found) = likely_pid.and_then(|pid| same(Path::new(&format!("/proc/{pid}/ns/net"))))
     {
         return Some(found);
@@ -259,39 +296,21 @@ pub(crate) fn find(id: NetnsId, likely_pid: Option<u32>) -> Option<Netns> {
     if let Some(found) = seen(id).and_then(|path| same(&path)) {
         return Some(found);
     }
-    look_around();
+    look_around(want);
     if let Some(found) = seen(id).and_then(|path| same(&path)) {
         return Some(found);
     }
-    let held = |dir: PathBuf| {
-        std::fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .find_map(|fd| same(&fd.path()))
+    let entries = |dir: PathBuf| {
+        let entries = want.of(std::fs::read_dir(dir));
+        entries.into_iter().flatten().flatten()
     };
-    pids().find_map(|pid| {
+    pids_in(want.of(std::fs::read_dir("/proc"))).find_map(|pid| {
         // Threads can be elsewhere than their process, and a handle can be all that holds a namespace.
-        let tasks = std::fs::read_dir(pid.join("task"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        held(pid.join("fd")).or_else(|| {
-            tasks
-                .into_iter()
-                .find_map(|task| same(&task.path().join("ns/net")))
+        let held = entries(pid.join("fd")).find_map(|fd| same(&fd.path()));
+        held.or_else(|| {
+            entries(pid.join("task")).find_map(|task| same(&task.path().join("ns/net")))
         })
     })
-}
-
-/// Whether as many files can be opened as [`find`] has open at once: a folder of processes, one of a process's files or threads, a namespace.
-pub(crate) fn can_search() -> io::Result<()> {
-    let _open = [
-        File::open("/proc")?,
-        File::open("/proc/self/fd")?,
-        File::open("/proc/self/ns/net")?,
-    ];
-    Ok(())
 }
 
 /// Where namespaces were when they were last looked for, so that to find a thousand of them takes one look around. Only a
@@ -304,9 +323,10 @@ fn seen(id: NetnsId) -> Option<PathBuf> {
 }
 
 /// Fills [`SEEN`] with what processes are in and mounts hold.
-fn look_around() {
+fn look_around(want: &Want) {
     let mut found = BTreeMap::new();
-    for path in pids().map(|pid| pid.join("ns/net")).chain(mounted()) {
+    let pids = pids_in(want.of(std::fs::read_dir("/proc")));
+    for path in pids.map(|pid| pid.join("ns/net")).chain(mounted(want)) {
         if let Ok(stat) = std::fs::metadata(&path) {
             let id = NetnsId {
                 dev: stat.dev(),
@@ -325,13 +345,22 @@ fn look_around() {
 fn open_if(
     path: &Path,
     id: NetnsId,
+    want: &Want,
     open: impl FnOnce(&Path) -> Result<Netns, Error>,
 ) -> Option<Netns> {
     let stat = std::fs::metadata(path).ok()?;
     if (stat.dev(), stat.ino()) != (id.dev, id.ino) {
         return None;
     }
-    open(path).ok().filter(|netns| netns.id() == id)
+    match open(path) {
+        Ok(netns) => Some(netns).filter(|netns| netns.id() == id),
+        Err(error) => {
+            if let Error::Netns { source, .. } = &error {
+                want.note(source);
+            }
+            None
+        }
+    }
 }
 
 /// mountinfo writes blanks and backslashes as `\040` and the like.
@@ -413,26 +442,39 @@ mod tests {
     fn a_namespace_that_takes_the_place_of_another_is_not_taken_for_it() {
         let path = Path::new("/proc/self/ns/net");
         let own = Netns::at_path(path).expect("own namespace");
-        assert_eq!(open_if(path, own.id(), Netns::at_path), Some(own.clone()));
+        let want = Want::default();
+        assert_eq!(
+            open_if(path, own.id(), &want, Netns::at_path),
+            Some(own.clone())
+        );
         // Between the look and the opening, the file became another.
         let mut other = own.clone();
         other.id.ino += 1;
-        assert_eq!(open_if(path, own.id(), |_| Ok(other)), None);
+        assert_eq!(open_if(path, own.id(), &want, |_| Ok(other)), None);
+        assert_eq!(want.0.get(), None);
+        // It could not be opened: what for is known.
+        for (errno, noted) in [(libc::ENOENT, None), (libc::EMFILE, Some(libc::EMFILE))] {
+            let refused = |_: &Path| {
+                Err(Error::Netns {
+                    op: "open",
+                    netns: String::new(),
+                    source: io::Error::from_raw_os_error(errno),
+                })
+            };
+            assert_eq!(open_if(path, own.id(), &want, refused), None);
+            assert_eq!(want.0.get(), noted);
+        }
     }
 
     #[test]
     fn the_own_namespace_is_found_by_its_id() {
         let own = Netns::current().expect("own namespace");
-        assert_eq!(find(own.id(), None).map(|n| n.id()), Some(own.id()));
-        assert_eq!(
-            find(
-                NetnsId {
-                    dev: own.id().dev,
-                    ino: 1
-                },
-                None
-            ),
-            None
-        );
+        let find = |id| find(id, None).expect("files enough");
+        assert_eq!(find(own.id()).map(|n| n.id()), Some(own.id()));
+        let nobodys = NetnsId {
+            dev: own.id().dev,
+            ino: 1,
+        };
+        assert_eq!(find(nobodys), None);
     }
 }
