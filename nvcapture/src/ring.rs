@@ -857,11 +857,9 @@ mod tests {
             *frame.meta()
         };
         let mut metas = Vec::new();
-        let mut each = frames();
-        for frame in each.by_ref() {
+        for frame in frames() {
             metas.push(meta(frame));
         }
-        drop(each);
         let walk = furthest.get();
         for first in 0..=metas.len() {
             furthest.set(Walk::starting(BLOCK_DESC_LEN));

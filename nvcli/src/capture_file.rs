@@ -15,6 +15,7 @@ use crate::cmd::detach::{is_of, not_attached};
 use crate::cmd::flows::wall_clock;
 use crate::escape;
 use crate::exit::{CliError, Result, Say};
+use crate::names::millis;
 use crate::target::Target;
 
 /// An interface being captured: its mark, its own address, how it is described, its number in the file, and what was written to that.
@@ -349,10 +350,6 @@ impl Write for Whole {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
-}
-
-const fn millis(time: Timestamp) -> u64 {
-    time.as_micros() / 1_000
 }
 
 /// Which of the interfaces (sorted by id) a frame of that `time` belongs to, and whether it leaves the container.

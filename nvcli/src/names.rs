@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use nvcapture::Timestamp;
 use nvflow::FlowRecord;
 use nvnet::{Attachment, LinkEvents, LinkNews, Netns};
 
+use crate::cmd::flows::wall_clock;
 use crate::container::Engine;
 
 /// How old the kernel's list is at least when it is read again.
@@ -20,7 +21,7 @@ const FRESH_NAMES: Duration = Duration::from_secs(5);
 const PAUSE: u32 = 10;
 /// News that are taken at once, at most: who brings more need not be waited for.
 const NEWS: usize = 1_000;
-/// How often addresses are looked for that were not found.
+/// How often addresses are looked for, at most, where some are not found.
 const TRIES: u8 = 5;
 /// Addresses of attachments that are gone whose names are remembered, beside those of the last reading.
 const LEFT: usize = 4_096;
@@ -135,9 +136,7 @@ pub(crate) struct Names {
     news: Option<LinkEvents>,
     /// The list may be another one than was read.
     is_old: bool,
-    /// Of some no address was found, as of one that is being attached for a moment.
-    unaddressed: bool,
-    /// How often they are still looked for.
+    /// How often the addresses of some are still looked for that had none, as one that is being attached has for a moment.
     tries: u8,
     current: Current,
     attached: Vec<Attachment>,
@@ -168,8 +167,7 @@ impl Names {
             read: None,
             news,
             is_old: false,
-            tries: TRIES,
-            unaddressed: false,
+            tries: 0,
             current: Current::default(),
             attached: Vec::new(),
             by_id: HashMap::new(),
@@ -210,18 +208,13 @@ impl Names {
                     && new.interface == old.interface
                     && new.since_ms() == old.since_ms()
             });
-        if !same {
-            self.tries = TRIES;
-        } else if self.unaddressed {
-            self.tries = self.tries.saturating_sub(1);
-        }
-        if same && (!self.unaddressed || self.tries == 0) {
+        if same && self.tries == 0 {
             // Health and counters may be others.
             self.attached = attached;
             return;
         }
         self.version += 1;
-        self.unaddressed = false;
+        let mut all_have_some = true;
         let before = std::mem::take(&mut self.by_address);
         for attachment in &attached {
             let workload: Arc<str> = attachment.workload.name.as_str().into();
@@ -234,7 +227,7 @@ impl Names {
             let holders = self.by_id.entry(attachment.id.number()).or_default();
             hold(holders, known);
             let addresses = addresses(attachment);
-            self.unaddressed |= addresses.is_empty();
+            all_have_some &= !addresses.is_empty();
             for address in addresses {
                 let named = self
                     .by_address
@@ -245,7 +238,12 @@ impl Names {
                 }
             }
         }
-        let now = Timestamp::from(SystemTime::now()).as_micros() / 1_000;
+        self.tries = match (all_have_some, same) {
+            (true, _) => 0,
+            (false, true) => self.tries - 1,
+            (false, false) => TRIES - 1,
+        };
+        let now = millis(wall_clock());
         let gone = before.into_iter().filter_map(|(address, name)| {
             let name = name.filter(|_| !self.by_address.contains_key(&address))?;
             Some((address, (name, now)))
@@ -258,8 +256,7 @@ impl Names {
     /// fill. What was known stays good enough until the kernel answers again.
     pub(crate) fn follow(&mut self) {
         let heard = self.hear();
-        let may_differ = self.is_old || self.unaddressed && self.tries > 0;
-        let read = if may_differ && self.age() >= FRESH {
+        let read = if (self.is_old || self.tries > 0) && self.age() >= FRESH {
             self.read_again()
         } else {
             let is_of_engine = |one: &Attachment| one.workload.container_id.is_some();
@@ -354,7 +351,7 @@ impl Names {
         };
         let before = || {
             let (name, until) = self.left.get(&peer)?;
-            (record.flow_start.as_micros() / 1_000 <= *until).then(|| Arc::clone(name))
+            (millis(record.flow_start) <= *until).then(|| Arc::clone(name))
         };
         record.labels.peer_workload = match self.by_address.get(&peer) {
             Some(now) => now.clone(),
@@ -371,6 +368,11 @@ impl Names {
                     .any(|name| is_called(name, &known.workload, known.container_id.as_deref()))
             })
     }
+}
+
+/// A time as the kernel's list has it. Unit: milliseconds since 1970.
+pub(crate) const fn millis(time: Timestamp) -> u64 {
+    time.as_micros() / 1_000
 }
 
 /// Notes who has an id now; who has it still may have been renamed.
@@ -420,7 +422,7 @@ pub(crate) fn holder<'k>(
     record: &FlowRecord,
 ) -> Option<&'k Known> {
     let holders = by_id.get(&record.observation_point?)?;
-    at(holders, record.flow_start.as_micros() / 1_000)
+    at(holders, millis(record.flow_start))
 }
 
 /// Whether `wanted` names the workload: by its name, or by its container's id or the first digits of that, of which the kernel has twelve.

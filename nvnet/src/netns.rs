@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{File, OpenOptions, ReadDir};
+use std::fs::{DirEntry, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -229,16 +229,17 @@ pub(crate) fn all() -> Vec<Netns> {
 
 /// The folders of all processes.
 pub(crate) fn pids() -> impl Iterator<Item = PathBuf> {
-    pids_in(std::fs::read_dir("/proc").ok())
+    pids_or(&Want::default())
 }
 
-fn pids_in(proc: Option<ReadDir>) -> impl Iterator<Item = PathBuf> {
+fn pids_or(want: &Want) -> impl Iterator<Item = PathBuf> + use<> {
     let is_pid = |path: &PathBuf| {
         path.file_name()
             .is_some_and(|name| name.to_string_lossy().bytes().all(|b| b.is_ascii_digit()))
     };
-    let entries = proc.into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(is_pid)
+    want.entries(Path::new("/proc"))
+        .map(|entry| entry.path())
+        .filter(is_pid)
 }
 
 /// Where namespaces are mounted.
@@ -261,6 +262,12 @@ impl Want {
     /// What was opened, if it was.
     fn of<T>(&self, opened: io::Result<T>) -> Option<T> {
         opened.map_err(|error| self.note(&error)).ok()
+    }
+
+    /// What is in a folder.
+    fn entries(&self, folder: &Path) -> impl Iterator<Item = DirEntry> + use<> {
+        let entries = self.of(std::fs::read_dir(folder));
+        entries.into_iter().flatten().flatten()
     }
 
     fn note(&self, error: &io::Error) {
@@ -300,15 +307,14 @@ fn search(id: NetnsId, likely_pid: Option<u32>, want: &Want) -> Option<Netns> {
     if let Some(found) = seen(id).and_then(|path| same(&path)) {
         return Some(found);
     }
-    let entries = |dir: PathBuf| {
-        let entries = want.of(std::fs::read_dir(dir));
-        entries.into_iter().flatten().flatten()
-    };
-    pids_in(want.of(std::fs::read_dir("/proc"))).find_map(|pid| {
+    pids_or(want).find_map(|pid| {
         // Threads can be elsewhere than their process, and a handle can be all that holds a namespace.
-        let held = entries(pid.join("fd")).find_map(|fd| same(&fd.path()));
+        let held = want
+            .entries(&pid.join("fd"))
+            .find_map(|fd| same(&fd.path()));
         held.or_else(|| {
-            entries(pid.join("task")).find_map(|task| same(&task.path().join("ns/net")))
+            want.entries(&pid.join("task"))
+                .find_map(|task| same(&task.path().join("ns/net")))
         })
     })
 }
@@ -325,8 +331,10 @@ fn seen(id: NetnsId) -> Option<PathBuf> {
 /// Fills [`SEEN`] with what processes are in and mounts hold.
 fn look_around(want: &Want) {
     let mut found = BTreeMap::new();
-    let pids = pids_in(want.of(std::fs::read_dir("/proc")));
-    for path in pids.map(|pid| pid.join("ns/net")).chain(mounted(want)) {
+    for path in pids_or(want)
+        .map(|pid| pid.join("ns/net"))
+        .chain(mounted(want))
+    {
         if let Ok(stat) = std::fs::metadata(&path) {
             let id = NetnsId {
                 dev: stat.dev(),
