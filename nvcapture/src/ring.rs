@@ -608,8 +608,8 @@ impl<'b> Iterator for Frames<'b> {
 /// A place for a frame in a block.
 struct Place<'b> {
     head: &'b [u8; FRAME_HEAD_LEN],
-    /// The block from the head on.
-    behind: &'b [u8],
+    /// What lies right before the octets, if the kernel was asked for it: see [`segment_size`].
+    vnet_hdr: &'b [u8],
     octets: &'b [u8],
     /// Dropped when its place was taken: all but tp_next_offset and the status is what lay here before.
     is_hole: bool,
@@ -623,18 +623,26 @@ impl<'b> Frames<'b> {
             return None;
         }
         // The kernel wrote all that follows; it is checked as if anybody had.
-        let at = walk.offset.checked_sub(Lent::BASE)?;
+        let at = walk.offset.wrapping_sub(Lent::BASE);
         let behind = self.octets.get(at..)?;
         let head: &[u8; FRAME_HEAD_LEN] = behind.first_chunk()?;
         let snaplen = u32_at(head, 12) as usize;
         let wire_len = u32_at(head, 16);
-        let is_hole = self.segment_sizes && u32_at(head, 20) & libc::TP_STATUS_USER == 0;
-        let octets = if is_hole {
-            &[]
+        let filled = if self.segment_sizes {
+            libc::TP_STATUS_USER
         } else {
-            behind
-                .get(usize::from(u16_at(head, 24))..)?
-                .get(..snaplen)?
+            0
+        };
+        let is_hole = u32_at(head, 20) & filled != filled;
+        let (vnet_hdr, octets) = if is_hole {
+            (&[][..], &[][..])
+        } else {
+            let before = if self.segment_sizes { VNET_HDR_LEN } else { 0 };
+            let mac = usize::from(u16_at(head, 24));
+            let (vnet_hdr, octets) = behind
+                .get(mac.wrapping_sub(before)..)?
+                .split_at_checked(before)?;
+            (vnet_hdr, octets.get(..snaplen)?)
         };
 
         let next_offset = u32_at(head, 0) as usize;
@@ -659,7 +667,7 @@ impl<'b> Frames<'b> {
         }
         Some(Place {
             head,
-            behind,
+            vnet_hdr,
             octets,
             is_hole,
         })
@@ -668,7 +676,7 @@ impl<'b> Frames<'b> {
     /// The frame in a place that is no hole.
     #[inline(always)]
     fn frame(&self, place: &Place<'b>) -> Frame<'b> {
-        let Place { head, behind, .. } = *place;
+        let head = place.head;
         let status = u32_at(head, 20);
         let vlan = (status & libc::TP_STATUS_VLAN_VALID != 0).then(|| VlanTag {
             tpid: if status & libc::TP_STATUS_VLAN_TPID_VALID != 0 {
@@ -695,23 +703,16 @@ impl<'b> Frames<'b> {
                 _ => None,
             },
             checksum_not_ready: status & libc::TP_STATUS_CSUMNOTREADY != 0,
-            segment_size: if self.segment_sizes {
-                segment_size(behind, u16_at(head, 24).into())
-            } else {
-                SegmentSize::Unknown
-            },
+            segment_size: segment_size(place.vnet_hdr),
         };
         Frame::new(place.octets, meta)
     }
 }
 
-/// What the header before a frame that begins at `mac` says.
+/// What the header before a frame says, if there is one.
 #[inline(always)]
-fn segment_size(behind: &[u8], mac: usize) -> SegmentSize {
-    let header: Option<&[u8; VNET_HDR_LEN]> = mac
-        .checked_sub(VNET_HDR_LEN)
-        .and_then(|at| behind.get(at..)?.first_chunk());
-    match header {
+fn segment_size(vnet_hdr: &[u8]) -> SegmentSize {
+    match vnet_hdr.first_chunk::<VNET_HDR_LEN>() {
         Some(header) if header[VNET_GSO_TYPE] == VNET_GSO_NONE => SegmentSize::Whole,
         Some(header) => {
             let [a, b] = [header[VNET_GSO_SIZE], header[VNET_GSO_SIZE + 1]];
@@ -898,6 +899,31 @@ mod tests {
                 (frames, frames as u32),
                 "{offset}"
             );
+        }
+    }
+
+    #[test]
+    fn octets_that_would_lie_elsewhere_are_none() {
+        let places = [TAKEN, TAKEN].map(Place::new);
+        let whole = block(&places);
+        let head = BLOCK_DESC_LEN - Lent::BASE;
+        for (mac, with, without) in [(0, 0, 1), (9, 0, 1), (10, 1, 1), (u16::MAX, 0, 0)] {
+            for (segment_sizes, frames) in [(true, with), (false, without)] {
+                let mut octets = whole.clone();
+                octets[head + 24..][..2].copy_from_slice(&mac.to_ne_bytes());
+                let furthest = Cell::new(Walk::starting(BLOCK_DESC_LEN));
+                let seen = Frames {
+                    octets: &octets,
+                    frames: 2,
+                    ifindex: 3,
+                    link_type: LinkType::ETHERNET,
+                    segment_sizes,
+                    walk: Walk::starting(BLOCK_DESC_LEN),
+                    furthest: &furthest,
+                }
+                .count();
+                assert_eq!(seen, 2 * frames, "{mac}, {segment_sizes}");
+            }
         }
     }
 

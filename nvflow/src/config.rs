@@ -33,13 +33,15 @@ impl Observation {
     }
 }
 
+/// The bit of an address's first four octets that makes it one of a group.
+const GROUP: u32 = u32::from_ne_bytes([1, 0, 0, 0]);
+
 /// The observation point in a frame's addresses, and whether the sender is inside.
 #[inline(always)]
 fn marker(ethernet: &Ethernet<'_>) -> (Option<u16>, Option<bool>) {
     for (address, sender_inside) in [(ethernet.source(), true), (ethernet.destination(), false)] {
-        if let [a, b, c, d, high, low] = address
-            && [a & !1, b, c, d] == MARKER
-        {
+        let [first @ .., high, low] = address;
+        if u32::from_ne_bytes(first) & !GROUP == u32::from_ne_bytes(MARKER) {
             return (Some(u16::from_be_bytes([high, low])), Some(sender_inside));
         }
     }

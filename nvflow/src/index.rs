@@ -79,8 +79,10 @@ impl Bucket {
 #[derive(Debug)]
 pub struct BucketIndex {
     buckets: HugeVec<Bucket>,
-    /// How many bits a slot's number has; those above it are of the hash.
-    slot_bits: u32,
+    /// The bits of a [`word`](Self::word) that a slot's number has; those above are of the hash.
+    slot_mask: u32,
+    /// How far the hash is turned, so that those are there which neither the tag nor the bucket tells.
+    turn: u32,
 }
 
 impl BucketIndex {
@@ -93,7 +95,12 @@ impl BucketIndex {
         })?;
         buckets.fill_up(Bucket::EMPTY);
         let slot_bits = capacity.next_power_of_two().ilog2();
-        Ok(Self { buckets, slot_bits })
+        Ok(Self {
+            buckets,
+            slot_mask: ((1_u64 << slot_bits) - 1) as u32,
+            // Its lowest 8 bits are the tag's.
+            turn: (slot_bits + 32 - 8) % 32,
+        })
     }
 
     /// Takes all out.
@@ -137,22 +144,33 @@ impl BucketIndex {
     /// A tag alone is that of another entry once in some thirty lookups, whose memory nobody has asked for.
     #[inline(always)]
     const fn word(&self, hash: u64, slot: u32) -> u32 {
-        (((hash as u32 >> 8) as u64) << self.slot_bits) as u32 | slot
+        (self.turned(hash) & !self.slot_mask) | slot
+    }
+
+    #[inline(always)]
+    const fn turned(&self, hash: u64) -> u32 {
+        (hash as u32).rotate_left(self.turn)
     }
 
     #[inline(always)]
     const fn slot_of(&self, word: u32) -> u32 {
-        word & ((1_u64 << self.slot_bits) - 1) as u32
+        word & self.slot_mask
+    }
+
+    /// Whether `word` may be of the hash that was `turned` so.
+    #[inline(always)]
+    const fn may_be(&self, word: u32, turned: u32) -> bool {
+        (word ^ turned) & !self.slot_mask == 0
     }
 
     /// A slot that may be the one of `hash`; its key is to be compared. When there is none it is any.
     #[inline(always)]
     pub fn candidate(&self, hash: u64) -> u32 {
         let bucket = &self.buckets[self.home(hash)];
-        let wanted = self.word(hash, 0);
+        let wanted = self.turned(hash);
         let mut matching = bucket.matching(Self::tag(hash));
         let mut word = bucket.word(Bucket::first(matching));
-        while self.slot_of(word) | wanted != word && matching != 0 {
+        while !self.may_be(word, wanted) && matching != 0 {
             matching &= matching - 1;
             word = bucket.word(Bucket::first(matching));
         }
@@ -183,7 +201,7 @@ impl BucketIndex {
     #[inline(never)]
     fn search(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let tag = Self::tag(hash);
-        let wanted = self.word(hash, 0);
+        let wanted = self.turned(hash);
         let mut at = self.home(hash);
         for _ in 0..self.buckets.len() {
             let bucket = &self.buckets[at];
@@ -191,7 +209,7 @@ impl BucketIndex {
             while matching != 0 {
                 let word = bucket.word(Bucket::first(matching));
                 let slot = self.slot_of(word);
-                if word == wanted | slot && is_it(slot) {
+                if self.may_be(word, wanted) && is_it(slot) {
                     return Some(slot);
                 }
                 matching &= matching - 1;

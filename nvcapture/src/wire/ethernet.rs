@@ -13,15 +13,16 @@ impl<'f> Ethernet<'f> {
     /// The address the frame is for.
     #[inline]
     pub const fn destination(&self) -> [u8; 6] {
-        let [a, b, c, d, e, f, ..] = *self.0;
-        [a, b, c, d, e, f]
+        // By reference: octet by octet it would be put together again by whoever compares it.
+        let [address @ .., _, _, _, _, _, _, _, _] = self.0;
+        *address
     }
 
     /// The address of the sender.
     #[inline]
     pub const fn source(&self) -> [u8; 6] {
-        let [_, _, _, _, _, _, a, b, c, d, e, f, ..] = *self.0;
-        [a, b, c, d, e, f]
+        let [_, _, _, _, _, _, address @ .., _, _] = self.0;
+        *address
     }
 
     /// The EtherType, or the length of an 802.3 frame when below 0x0600.

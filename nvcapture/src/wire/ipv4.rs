@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use super::word_at;
+
 /// The fixed 20 octets of an IPv4 header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4<'f>(pub(crate) &'f [u8; 20]);
@@ -50,7 +52,7 @@ impl<'f> Ipv4<'f> {
     /// Flags and fragment offset, as they lie in the header.
     #[inline]
     pub(crate) const fn flags_and_offset(&self) -> u16 {
-        u16::from_be_bytes([self.0[6], self.0[7]])
+        word_at(self.0, 6)
     }
 
     /// Hops left.

@@ -1,5 +1,7 @@
 //! TCP headers (RFC 9293).
 
+use super::word_at;
+
 /// TCP control bits, as they lie in octets 13 and 14 of the header; the IPFIX element `tcpControlBits` holds the same.
 pub mod control {
     /// No more data from the sender.
@@ -68,13 +70,19 @@ impl<'f> Tcp<'f> {
     #[inline]
     #[doc(alias = "doff")]
     pub const fn header_octets(&self) -> usize {
-        ((self.0[12] >> 4) as usize) * 4
+        (self.offset_and_control() >> 12) as usize * 4
     }
 
     /// The 12 bits from the reserved ones to FIN; see [`control`].
     #[inline]
     pub const fn control_bits(&self) -> u16 {
-        u16::from_be_bytes([self.0[12], self.0[13]]) & 0x0fff
+        self.offset_and_control() & 0x0fff
+    }
+
+    /// Both, as one load.
+    #[inline]
+    const fn offset_and_control(&self) -> u16 {
+        word_at(self.0, 12)
     }
 
     /// The receive window, not scaled.
