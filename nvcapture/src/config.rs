@@ -10,15 +10,16 @@ use crate::bpf::{BpfInsn, MAX_INSNS};
 pub struct RingConfig {
     /// Octets of a block: a multiple of the page size, and room for the largest frame that is to be kept.
     ///
-    /// 1 MiB by default, which holds a BIG TCP super-frame.
+    /// 4 MiB by default: a reader is woken for each, which costs more than walking through 1 MiB of frames does. A BIG TCP super-frame takes 512 KiB.
     #[doc(alias = "tp_block_size")]
     pub block_size: u32,
-    /// Blocks of the ring: 32 by default.
+    /// Blocks of the ring: 8 by default.
     #[doc(alias = "tp_block_nr")]
     pub block_nr: u32,
-    /// How long a block that is not full waits for more frames before it is handed over.
+    /// How long a block that is not full waits for more frames before it is handed over, and so how late a frame is at most.
     ///
-    /// 40 ms by default. Unit in the kernel: whole milliseconds, 1 to 65,535.
+    /// 200 ms by default. A reader that is held up while little comes has a ring of so many blocks times this before frames are lost. Unit in the
+    /// kernel: whole milliseconds, 1 to 65,535.
     #[doc(alias = "tp_retire_blk_tov")]
     pub retire_blk_tov: Duration,
     /// Octets to keep of a frame, cut in the kernel; `None` (the default) keeps all.
@@ -37,12 +38,11 @@ pub struct RingConfig {
     ///
     /// Spends a processor to save a wake-up. `SO_BUSY_POLL` is not used: packet sockets have no queue to poll.
     pub busy_poll: Duration,
-    /// How long blocks that fill up may gather before they are handed out; zero wakes up for each.
+    /// In a ring of many small blocks, how long those that fill up may gather before they are handed out; zero wakes up for each.
     ///
-    /// 10 ms by default, and never longer than an eighth of the ring takes to fill at the rate of the last block: being woken up costs more than
-    /// walking through a block does. A block that was handed over before it was full is not waited behind, nor one that took longer to fill
-    /// than would be waited: the next one wakes as well. A ring of fewer than 16 blocks never gathers. In 10 ms not even 3 GB a second fill the
-    /// default's 32 MiB; a smaller ring wants less.
+    /// 10 ms by default, and never longer than an eighth of the ring takes to fill at the rate of the last block: so a ring of fewer than 16
+    /// blocks, as the default's, never gathers. A block that was handed over before it was full is not waited behind, nor one that took longer to
+    /// fill than would be waited: the next one wakes as well. In 10 ms not even 3 GB a second fill 32 MiB; a smaller ring wants less.
     pub gather: Duration,
     /// Whether frames tell how the packets are cut that they stand for: [`FrameMeta::segment_size`](crate::FrameMeta::segment_size).
     pub segment_sizes: SegmentSizes,
@@ -57,9 +57,9 @@ pub struct RingConfig {
 impl Default for RingConfig {
     fn default() -> Self {
         Self {
-            block_size: 1 << 20,
-            block_nr: 32,
-            retire_blk_tov: Duration::from_millis(40),
+            block_size: 4 << 20,
+            block_nr: 8,
+            retire_blk_tov: Duration::from_millis(200),
             snaplen: None,
             promiscuous: false,
             ignore_outgoing: false,

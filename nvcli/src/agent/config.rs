@@ -384,12 +384,16 @@ impl Config {
 
     /// How the rings are made.
     pub(crate) fn ring_config(&self) -> nvcapture::RingConfig {
-        let block = nvcapture::RingConfig::default().block_size;
-        let blocks = self.ring_size.div_ceil(block.into());
+        let usual = nvcapture::RingConfig::default();
+        // As many as a ring has by default, each smaller, but not so small that a reader is woken for little.
+        let block = (self.ring_size / u64::from(usual.block_nr)).max(1 << 20);
+        let block_size = usual.block_size.min(1 << block.ilog2().min(31));
+        let blocks = self.ring_size.div_ceil(block_size.into());
         nvcapture::RingConfig {
+            block_size,
             block_nr: u32::try_from(blocks).unwrap_or(u32::MAX),
             snaplen: Some(self.snaplen),
-            ..nvcapture::RingConfig::default()
+            ..usual
         }
     }
 

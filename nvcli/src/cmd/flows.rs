@@ -37,8 +37,11 @@ use crate::signals::Interrupt;
 use crate::target::Target;
 use crate::watch;
 
-/// How long a live run sleeps at most before it looks at signals and clocks.
+/// How often, at most, a live run looks at signals and clocks.
 const TICK: Duration = Duration::from_millis(100);
+/// How long frames are waited for before something else is looked at: longer than a block of a ring is kept back, so that while frames come
+/// nothing else wakes, which costs as much as hundreds of them.
+const WAIT: Duration = Duration::from_millis(250);
 /// Frames reach us this much later than they came, at most: the ring keeps them until a block is full or due.
 const LATENESS: Duration = Duration::from_millis(500);
 /// Enough for Ethernet, two tags, IPv6 with extension headers and TCP with all options.
@@ -927,7 +930,11 @@ pub(crate) fn metering(
     let mut due = Instant::now() + TICK;
     let mut tally = Tally::default();
     loop {
-        match ring.next_block(Some(TICK)) {
+        let wait = match until {
+            Some(until) if !stopped => until.saturating_duration_since(Instant::now()).min(WAIT),
+            _ => WAIT,
+        };
+        match ring.next_block(Some(wait)) {
             Ok(Next::Block(block)) => {
                 if let Some(recorder) = recorder {
                     recorder.keep(block.frames());
@@ -962,7 +969,8 @@ pub(crate) fn metering(
             return Ok(None);
         }
         let now = Instant::now();
-        if now < due {
+        let is_over = until.is_some_and(|until| now >= until);
+        if now < due && (stopped || !is_over) {
             continue;
         }
         due = now + TICK;
@@ -972,7 +980,7 @@ pub(crate) fn metering(
             recorder.expire(frame_clock());
         }
         out.tick(ring, meter, &tally).map_err(output)?;
-        if !stopped && (interrupt.is_asked() || until.is_some_and(|until| now >= until)) {
+        if !stopped && (interrupt.is_asked() || is_over) {
             ring.stop().map_err(|error| {
                 CliError::new(format!("cannot end the reading of {BRIDGE}")).caused_by(&error)
             })?;
