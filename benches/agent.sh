@@ -71,6 +71,8 @@ for mode in inline mirror; do
     sleep 0.3
     docker inspect -f '{{.Name}} {{.State.StartedAt}}' "soon-$n"
   done > "$work/started"
+  # Until what the last one sent has left the ring.
+  sleep 1
   ask "/v1/flows" > "$work/flows"
   python3 - "$mode" "$work/started" "$work/flows" <<'PY'
 import datetime, json, statistics, sys

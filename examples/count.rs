@@ -21,22 +21,23 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let end = Instant::now() + Duration::from_secs(10);
     let (mut frames, mut octets) = (0_u64, 0_u64);
+    let mut stopped = false;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        let timed_out = match ring.next_block(Some(left))? {
+        if left.is_zero() && !stopped {
+            // From here on no new frame is taken; those that wait in the ring still come.
+            ring.stop()?;
+            stopped = true;
+        }
+        match ring.next_block((!stopped).then_some(left))? {
             Next::Block(block) => {
                 for frame in block.frames() {
                     frames += 1;
                     octets += u64::from(frame.wire_len());
                 }
-                false
             }
-            Next::TimedOut => true,
+            Next::TimedOut => {}
             Next::End => break,
-        };
-        if timed_out {
-            // From here on no new frame is taken; those that wait in the ring still come.
-            ring.stop()?;
         }
     }
     let lost = ring.stats()?.dropped;

@@ -10,13 +10,13 @@ use crate::bpf::{BpfInsn, MAX_INSNS};
 pub struct RingConfig {
     /// Octets of a block: a multiple of the page size, and room for the largest frame that is to be kept.
     ///
-    /// 4 MiB by default: a reader is woken for each, which costs more than walking through 1 MiB of frames does. A BIG TCP super-frame takes 512 KiB.
+    /// 4 MiB by default: a reader is woken for each, which costs as much as a thousand frames do. A BIG TCP super-frame takes 512 KiB.
     #[doc(alias = "tp_block_size")]
     pub block_size: u32,
     /// Blocks of the ring: 8 by default.
     #[doc(alias = "tp_block_nr")]
     pub block_nr: u32,
-    /// How long a block that is not full waits for more frames before it is handed over, and so how late a frame is at most.
+    /// How long a block that is not full waits for more frames before it is handed over, and so about how late a frame is at most.
     ///
     /// 200 ms by default. A reader that is held up while little comes has a ring of so many blocks times this before frames are lost. Unit in the
     /// kernel: whole milliseconds, 1 to 65,535.

@@ -39,7 +39,7 @@ use crate::{
 /// let until = Instant::now() + Duration::from_secs(10);
 /// let mut stopped = false;
 /// loop {
-///     match ring.next_block(Some(Duration::from_millis(200)))? {
+///     match ring.next_block(Some(Duration::from_millis(250)))? {
 ///         Next::Block(block) => {
 ///             for frame in block.frames() {
 ///                 println!("{} octets at {:?}", frame.wire_len(), frame.timestamp());

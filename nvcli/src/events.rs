@@ -67,6 +67,11 @@ impl Changes {
         now >= self.due
     }
 
+    /// How long until then.
+    pub(crate) fn left(&self, now: Instant) -> Duration {
+        self.due.saturating_duration_since(now)
+    }
+
     /// Shows `tell` every connection that is new or has changed since the last look.
     pub(crate) fn look(
         &mut self,

@@ -81,7 +81,7 @@ pub struct BucketIndex {
     buckets: HugeVec<Bucket>,
     /// The bits of a [`word`](Self::word) that a slot's number has; those above are of the hash.
     slot_mask: u32,
-    /// How far the hash is turned, so that those are there which neither the tag nor the bucket tells.
+    /// How far the hash is turned, so that those are there which neither the tag nor the bucket tells, and of few slots some of the tag's.
     turn: u32,
 }
 

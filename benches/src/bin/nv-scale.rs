@@ -341,6 +341,8 @@ impl Field {
         let stop = AtomicBool::new(false);
         let config = RingConfig {
             snaplen: Some(64),
+            // Sooner than is waited for below: the last block comes before the end.
+            retire_blk_tov: Duration::from_millis(10),
             ..RingConfig::default()
         };
         let mut ring = self.host.run(|| Ring::open(&config, BRIDGE))??;

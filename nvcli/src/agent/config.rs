@@ -391,6 +391,8 @@ impl Config {
         let blocks = self.ring_size.div_ceil(block_size.into());
         nvcapture::RingConfig {
             block_size,
+            // What is asked of an agent is so old at most.
+            retire_blk_tov: std::time::Duration::from_millis(100),
             block_nr: u32::try_from(blocks).unwrap_or(u32::MAX),
             snaplen: Some(self.snaplen),
             ..usual
@@ -630,6 +632,19 @@ mod tests {
         let file = config(file, &[]);
         assert_eq!((file.mode, file.on_exit), (Mode::Mirror, OnExit::Detach));
         assert_eq!(config("", &["--no-engine"]).engines, Some(vec![]));
+    }
+
+    #[test]
+    fn a_ring_has_eight_blocks_of_its_size_where_those_are_neither_small_nor_large() {
+        let ring = |mib: u64| {
+            let file = format!("[capture]\nring-size = \"{mib}MiB\"");
+            let ring = config(&file, &[]).ring_config();
+            (ring.block_size >> 20, ring.block_nr)
+        };
+        assert_eq!(
+            [2, 8, 16, 31, 32, 33, 256].map(ring),
+            [(1, 2), (1, 8), (2, 8), (2, 16), (4, 8), (4, 9), (4, 64)]
+        );
     }
 
     #[test]

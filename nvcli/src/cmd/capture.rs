@@ -174,10 +174,11 @@ fn copy(
                 say.warn(format_args!("{error}"));
                 return Ok(read);
             }
-            Err(
-                error @ (nvcapture::Error::Malformed { .. } | nvcapture::Error::Incomplete { .. }),
-            ) => {
+            Err(error @ nvcapture::Error::Malformed { .. }) => tracing::warn!("{error}"),
+            Err(error @ nvcapture::Error::Incomplete { .. }) => {
+                // Nothing comes any more, however long it is asked for.
                 tracing::warn!("{error}");
+                return Ok(read);
             }
             Err(error) => return Err(unreadable(error)),
         }

@@ -37,10 +37,10 @@ use crate::signals::Interrupt;
 use crate::target::Target;
 use crate::watch;
 
-/// How often, at most, a live run looks at signals and clocks.
+/// How often, at most, a live run looks at signals and clocks; how rarely, see [`Live::patience`].
 const TICK: Duration = Duration::from_millis(100);
 /// How long frames are waited for before something else is looked at: longer than a block of a ring is kept back, so that while frames come
-/// nothing else wakes, which costs as much as hundreds of them.
+/// nothing else wakes, which costs as much as a thousand of them.
 const WAIT: Duration = Duration::from_millis(250);
 /// Frames reach us this much later than they came, at most: the ring keeps them until a block is full or due.
 const LATENESS: Duration = Duration::from_millis(500);
@@ -859,7 +859,9 @@ fn live(
     let totals = ring.stats().unwrap_or_default();
     stage.totals(Totals::new(&meter.stats(), &totals));
     let exported = export::told(say, &stage.finish());
-    account(say, &meter.stats(), &totals, began.elapsed());
+    // What waited in the ring came later, but was there by then.
+    let took = began.elapsed().min(args.duration.unwrap_or(Duration::MAX));
+    account(say, &meter.stats(), &totals, took);
     if let Some(gone) = gone {
         say.warn(format_args!(
             "{}: everything was detached; the run ended there",
@@ -879,6 +881,11 @@ pub(crate) trait Live: Sink<Error = io::Error> {
         false
     }
 
+    /// How long the next [`tick`](Self::tick) can wait while no frames come.
+    fn patience(&self, _now: Instant) -> Duration {
+        WAIT
+    }
+
     /// Comes again and again, whether there are frames or not.
     fn tick(&mut self, ring: &mut Ring, meter: &Meter, tally: &Tally) -> io::Result<()>;
 }
@@ -886,6 +893,11 @@ pub(crate) trait Live: Sink<Error = io::Error> {
 impl Live for Output<'_> {
     fn is_full(&self) -> bool {
         Output::is_full(self)
+    }
+
+    fn patience(&self, now: Instant) -> Duration {
+        let left = self.changes.as_ref().map(|changes| changes.left(now));
+        left.map_or(WAIT, |left| left.min(WAIT))
     }
 
     fn tick(&mut self, ring: &mut Ring, meter: &Meter, _: &Tally) -> io::Result<()> {
@@ -928,14 +940,21 @@ pub(crate) fn metering(
     let output = |source: io::Error| CliError::output(&source);
     let mut stopped = false;
     let mut due = Instant::now() + TICK;
+    // Whether frames have come since the last tick: what came of them is not kept back for longer than that.
+    let mut has_news = false;
     let mut tally = Tally::default();
     loop {
-        let wait = match until {
-            Some(until) if !stopped => until.saturating_duration_since(Instant::now()).min(WAIT),
-            _ => WAIT,
-        };
+        let now = Instant::now();
+        let mut wait = due.saturating_duration_since(now);
+        if !has_news {
+            wait = wait.max(out.patience(now));
+        }
+        if let Some(until) = until.filter(|_| !stopped) {
+            wait = wait.min(until.saturating_duration_since(now));
+        }
         match ring.next_block(Some(wait)) {
             Ok(Next::Block(block)) => {
+                has_news = true;
                 if let Some(recorder) = recorder {
                     recorder.keep(block.frames());
                 }
@@ -954,10 +973,11 @@ pub(crate) fn metering(
             }
             // It may come up again, and somebody took it down on purpose.
             Err(nvcapture::Error::InterfaceDown { .. }) => {}
-            Err(
-                error @ (nvcapture::Error::Malformed { .. } | nvcapture::Error::Incomplete { .. }),
-            ) => {
+            Err(error @ nvcapture::Error::Malformed { .. }) => tracing::warn!("{error}"),
+            Err(error @ nvcapture::Error::Incomplete { .. }) => {
+                // Nothing comes any more, however long it is asked for.
                 tracing::warn!("{error}");
+                return Ok(None);
             }
             Err(error) => {
                 return Err(
@@ -974,6 +994,7 @@ pub(crate) fn metering(
             continue;
         }
         due = now + TICK;
+        has_news = false;
         // Whether the sink is full is asked of itself, above.
         let _full = meter.expire(frame_clock(), out).map_err(output)?;
         if let Some(recorder) = recorder {

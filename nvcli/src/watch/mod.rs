@@ -99,6 +99,11 @@ impl Live for Publisher<'_> {
         true
     }
 
+    /// Whoever looks at a view waits for what the tick gives it.
+    fn patience(&self, _now: Instant) -> Duration {
+        POLL
+    }
+
     fn tick(&mut self, ring: &mut Ring, meter: &Meter, tally: &Tally) -> io::Result<()> {
         if let Some((stage, names)) = &mut self.export {
             if let Some(names) = names {
