@@ -841,18 +841,28 @@ mod tests {
         walk_through(&block(places), places.len(), segment_sizes)
     }
 
-    /// What is seen by being asked for each frame; the same by a fold, from whatever frame on.
-    fn walk_through(octets: &[u8], places: usize, segment_sizes: bool) -> (Vec<FrameMeta>, Walk) {
-        let furthest = Cell::new(Walk::starting(BLOCK_DESC_LEN));
-        let frames = || Frames {
+    /// All that a block of so many `places` has.
+    fn frames<'b>(
+        octets: &'b [u8],
+        places: usize,
+        segment_sizes: bool,
+        furthest: &'b Cell<Walk>,
+    ) -> Frames<'b> {
+        Frames {
             octets,
             frames: places as u32,
             ifindex: 3,
             link_type: LinkType::ETHERNET,
             segment_sizes,
             walk: Walk::starting(BLOCK_DESC_LEN),
-            furthest: &furthest,
-        };
+            furthest,
+        }
+    }
+
+    /// What is seen by being asked for each frame; the same by a fold, from whatever frame on.
+    fn walk_through(octets: &[u8], places: usize, segment_sizes: bool) -> (Vec<FrameMeta>, Walk) {
+        let furthest = Cell::new(Walk::starting(BLOCK_DESC_LEN));
+        let frames = || frames(octets, places, segment_sizes, &furthest);
         let meta = |frame: Frame<'_>| {
             assert_eq!(frame.octets()[..1], [7]);
             *frame.meta()
@@ -908,21 +918,12 @@ mod tests {
         let whole = block(&places);
         let head = BLOCK_DESC_LEN - Lent::BASE;
         for (mac, with, without) in [(0, 0, 1), (9, 0, 1), (10, 1, 1), (u16::MAX, 0, 0)] {
-            for (segment_sizes, frames) in [(true, with), (false, without)] {
+            for (segment_sizes, expected) in [(true, with), (false, without)] {
                 let mut octets = whole.clone();
                 octets[head + 24..][..2].copy_from_slice(&mac.to_ne_bytes());
                 let furthest = Cell::new(Walk::starting(BLOCK_DESC_LEN));
-                let seen = Frames {
-                    octets: &octets,
-                    frames: 2,
-                    ifindex: 3,
-                    link_type: LinkType::ETHERNET,
-                    segment_sizes,
-                    walk: Walk::starting(BLOCK_DESC_LEN),
-                    furthest: &furthest,
-                }
-                .count();
-                assert_eq!(seen, 2 * frames, "{mac}, {segment_sizes}");
+                let seen = frames(&octets, places.len(), segment_sizes, &furthest);
+                assert_eq!(seen.count(), 2 * expected, "{mac}, {segment_sizes}");
             }
         }
     }

@@ -309,12 +309,12 @@ struct Link<'f> {
 /// As one load, also where parts of it are asked for one by one: of two octets that are loaded apart no compiler makes one again.
 #[inline(always)]
 const fn word_at(octets: &[u8], at: usize) -> u16 {
-    match octets.split_at_checked(at) {
-        Some((_, rest)) => match rest.first_chunk() {
-            Some(word) => u16::from_be_bytes(*word),
-            None => 0,
-        },
-        None => 0,
+    if let Some((_, rest)) = octets.split_at_checked(at)
+        && let Some(word) = rest.first_chunk()
+    {
+        u16::from_be_bytes(*word)
+    } else {
+        0
     }
 }
 

@@ -386,13 +386,13 @@ impl Config {
     pub(crate) fn ring_config(&self) -> nvcapture::RingConfig {
         let usual = nvcapture::RingConfig::default();
         // As many as a ring has by default, each smaller, but not so small that a reader is woken for little.
-        let block = (self.ring_size / u64::from(usual.block_nr)).max(1 << 20);
-        let block_size = usual.block_size.min(1 << block.ilog2().min(31));
+        let block = self.ring_size / u64::from(usual.block_nr);
+        let block_size = 1 << block.clamp(1 << 20, usual.block_size.into()).ilog2();
         let blocks = self.ring_size.div_ceil(block_size.into());
         nvcapture::RingConfig {
             block_size,
             // What is asked of an agent is so old at most.
-            retire_blk_tov: std::time::Duration::from_millis(100),
+            retire_blk_tov: Duration::from_millis(100),
             block_nr: u32::try_from(blocks).unwrap_or(u32::MAX),
             snaplen: Some(self.snaplen),
             ..usual

@@ -896,8 +896,8 @@ impl Live for Output<'_> {
     }
 
     fn patience(&self, now: Instant) -> Duration {
-        let left = self.changes.as_ref().map(|changes| changes.left(now));
-        left.map_or(WAIT, |left| left.min(WAIT))
+        let changes = self.changes.as_ref();
+        changes.map_or(WAIT, |changes| changes.left(now).min(WAIT))
     }
 
     fn tick(&mut self, ring: &mut Ring, meter: &Meter, _: &Tally) -> io::Result<()> {
@@ -935,7 +935,7 @@ pub(crate) fn metering(
     meter: &mut Meter,
     out: &mut impl Live,
     interrupt: &Interrupt,
-    until: Option<Instant>,
+    mut until: Option<Instant>,
 ) -> Result<Option<String>> {
     let output = |source: io::Error| CliError::output(&source);
     let mut stopped = false;
@@ -949,7 +949,7 @@ pub(crate) fn metering(
         if !has_news {
             wait = wait.max(out.patience(now));
         }
-        if let Some(until) = until.filter(|_| !stopped) {
+        if let Some(until) = until {
             wait = wait.min(until.saturating_duration_since(now));
         }
         match ring.next_block(Some(wait)) {
@@ -990,7 +990,7 @@ pub(crate) fn metering(
         }
         let now = Instant::now();
         let is_over = until.is_some_and(|until| now >= until);
-        if now < due && (stopped || !is_over) {
+        if now < due && !is_over {
             continue;
         }
         due = now + TICK;
@@ -1006,6 +1006,8 @@ pub(crate) fn metering(
                 CliError::new(format!("cannot end the reading of {BRIDGE}")).caused_by(&error)
             })?;
             stopped = true;
+            // What is in the ring comes however long it takes.
+            until = None;
         }
     }
 }
