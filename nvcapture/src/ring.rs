@@ -426,8 +426,8 @@ const AHEAD: usize = 16;
 struct Walk {
     /// Frames read.
     read: u32,
-    /// Offset of the next one in the block.
-    offset: usize,
+    /// Where the next one lies in the [octets](Lent::octets) of the block.
+    at: usize,
     wire_octets: u64,
     truncated: u32,
     /// Places in the block that the kernel left without a frame.
@@ -435,10 +435,11 @@ struct Walk {
 }
 
 impl Walk {
+    /// At an offset from the block's beginning.
     const fn starting(offset: usize) -> Self {
         Self {
             read: 0,
-            offset,
+            at: offset.wrapping_sub(Lent::BASE),
             wire_octets: 0,
             truncated: 0,
             holes: 0,
@@ -576,9 +577,9 @@ impl<'b> Iterator for Frames<'b> {
         let mut walk = self.walk;
         let frame = loop {
             match self.step(&mut walk) {
-                Some(place) if place.is_hole => {}
-                Some(place) => break Some(self.frame(&place)),
-                None => break None,
+                Found::Frame(place) => break Some(self.frame(&place)),
+                Found::Hole => {}
+                Found::End => break None,
             }
         };
         self.walk = walk;
@@ -590,9 +591,11 @@ impl<'b> Iterator for Frames<'b> {
     #[inline(always)]
     fn fold<A, F: FnMut(A, Frame<'b>) -> A>(mut self, mut sum: A, mut f: F) -> A {
         let mut walk = self.walk;
-        while let Some(place) = self.step(&mut walk) {
-            if !place.is_hole {
-                sum = f(sum, self.frame(&place));
+        loop {
+            match self.step(&mut walk) {
+                Found::Frame(place) => sum = f(sum, self.frame(&place)),
+                Found::Hole => {}
+                Found::End => break,
             }
         }
         self.walk = walk;
@@ -605,75 +608,85 @@ impl<'b> Iterator for Frames<'b> {
     }
 }
 
-/// A place for a frame in a block.
+/// What a walk comes to.
+enum Found<'b> {
+    Frame(Place<'b>),
+    /// A place whose frame was dropped when it was taken: all but tp_next_offset and the status is what lay here before.
+    Hole,
+    /// The end, or where the block is malformed.
+    End,
+}
+
+/// A place with a frame in a block.
 struct Place<'b> {
     head: &'b [u8; FRAME_HEAD_LEN],
-    /// What lies right before the octets, if the kernel was asked for it: see [`segment_size`].
-    vnet_hdr: &'b [u8],
     octets: &'b [u8],
-    /// Dropped when its place was taken: all but tp_next_offset and the status is what lay here before.
-    is_hole: bool,
+    segment_size: SegmentSize,
 }
 
 impl<'b> Frames<'b> {
-    /// The next place; nothing at the end, and where the block is malformed.
+    /// What comes next.
     #[inline(always)]
-    fn step(&self, walk: &mut Walk) -> Option<Place<'b>> {
+    fn step(&self, walk: &mut Walk) -> Found<'b> {
         if walk.read == self.frames {
-            return None;
+            return Found::End;
         }
         // The kernel wrote all that follows; it is checked as if anybody had.
-        let at = walk.offset.wrapping_sub(Lent::BASE);
-        let behind = self.octets.get(at..)?;
-        let head: &[u8; FRAME_HEAD_LEN] = behind.first_chunk()?;
-        let snaplen = u32_at(head, 12) as usize;
-        let wire_len = u32_at(head, 16);
-        let filled = if self.segment_sizes {
-            libc::TP_STATUS_USER
-        } else {
-            0
+        let Some(behind) = self.octets.get(walk.at..) else {
+            return Found::End;
         };
-        let is_hole = u32_at(head, 20) & filled != filled;
-        let (vnet_hdr, octets) = if is_hole {
-            (&[][..], &[][..])
-        } else {
-            let before = if self.segment_sizes { VNET_HDR_LEN } else { 0 };
-            let mac = usize::from(u16_at(head, 24));
-            let (vnet_hdr, octets) = behind
-                .get(mac.wrapping_sub(before)..)?
-                .split_at_checked(before)?;
-            (vnet_hdr, octets.get(..snaplen)?)
+        let Some(head) = behind.first_chunk::<FRAME_HEAD_LEN>() else {
+            return Found::End;
         };
-
         let next_offset = u32_at(head, 0) as usize;
+        // The next head lies behind this one. There is none behind the last.
+        if next_offset < FRAME_HDR_LEN && walk.read + 1 < self.frames {
+            return Found::End;
+        }
         // Where a later frame lies if those up to there take as much: frames of a length come in runs. Of a place that is none, nothing comes.
         let later = AHEAD.wrapping_mul(next_offset);
         for line in [0, 64, 128] {
             prefetch_behind(head, later.wrapping_add(line));
         }
-        if walk.read + 1 < self.frames {
-            // The next head lies behind this one; so a walk ends.
-            if next_offset < FRAME_HDR_LEN {
-                return None;
-            }
-            walk.offset = walk.offset.saturating_add(next_offset);
-        }
-        walk.read += 1;
-        if is_hole {
+        // No walk has more steps than there are frames, wherever this leads.
+        walk.at = walk.at.wrapping_add(next_offset);
+        if self.segment_sizes && u32_at(head, 20) & libc::TP_STATUS_USER == 0 {
+            walk.read += 1;
             walk.holes += 1;
-        } else {
-            walk.wire_octets += u64::from(wire_len);
-            walk.truncated += u32::from(snaplen < wire_len as usize);
+            return Found::Hole;
         }
+        let Some(place) = self.place(head, behind) else {
+            return Found::End;
+        };
+        walk.read += 1;
+        walk.wire_octets += u64::from(u32_at(head, 16));
+        walk.truncated += u32::from(u32_at(head, 12) < u32_at(head, 16));
+        Found::Frame(place)
+    }
+
+    /// The place that begins with `head`, what is `behind` its beginning, which is no hole.
+    #[inline(always)]
+    fn place(&self, head: &'b [u8; FRAME_HEAD_LEN], behind: &'b [u8]) -> Option<Place<'b>> {
+        let snaplen = u32_at(head, 12) as usize;
+        let mac = usize::from(u16_at(head, 24));
+        let (octets, segment_size) = if self.segment_sizes {
+            // What the kernel was asked for lies right before the octets.
+            let behind = behind.get(mac.wrapping_sub(VNET_HDR_LEN)..)?;
+            let (vnet_hdr, octets) = behind
+                .get(..VNET_HDR_LEN + snaplen)?
+                .split_first_chunk::<VNET_HDR_LEN>()?;
+            (octets, segment_size(vnet_hdr))
+        } else {
+            (behind.get(mac..)?.get(..snaplen)?, SegmentSize::Unknown)
+        };
         Some(Place {
             head,
-            vnet_hdr,
             octets,
-            is_hole,
+            segment_size,
         })
     }
 
-    /// The frame in a place that is no hole.
+    /// The frame in a place.
     #[inline(always)]
     fn frame(&self, place: &Place<'b>) -> Frame<'b> {
         let head = place.head;
@@ -703,24 +716,20 @@ impl<'b> Frames<'b> {
                 _ => None,
             },
             checksum_not_ready: status & libc::TP_STATUS_CSUMNOTREADY != 0,
-            segment_size: segment_size(place.vnet_hdr),
+            segment_size: place.segment_size,
         };
         Frame::new(place.octets, meta)
     }
 }
 
-/// What the header before a frame says, if there is one.
+/// What the header before a frame says.
 #[inline(always)]
-fn segment_size(vnet_hdr: &[u8]) -> SegmentSize {
-    match vnet_hdr.first_chunk::<VNET_HDR_LEN>() {
-        Some(header) if header[VNET_GSO_TYPE] == VNET_GSO_NONE => SegmentSize::Whole,
-        Some(header) => {
-            let [a, b] = [header[VNET_GSO_SIZE], header[VNET_GSO_SIZE + 1]];
-            NonZeroU16::new(u16::from_ne_bytes([a, b]))
-                .map_or(SegmentSize::Unknown, SegmentSize::Octets)
-        }
-        None => SegmentSize::Unknown,
+fn segment_size(vnet_hdr: &[u8; VNET_HDR_LEN]) -> SegmentSize {
+    if vnet_hdr[VNET_GSO_TYPE] == VNET_GSO_NONE {
+        return SegmentSize::Whole;
     }
+    let size = [vnet_hdr[VNET_GSO_SIZE], vnet_hdr[VNET_GSO_SIZE + 1]];
+    NonZeroU16::new(u16::from_ne_bytes(size)).map_or(SegmentSize::Unknown, SegmentSize::Octets)
 }
 
 impl Drop for Frames<'_> {
