@@ -29,7 +29,7 @@ impl Clock {
     #[inline]
     pub(crate) fn advance(&mut self, micros: u64) -> u64 {
         let passed = micros.wrapping_sub(self.anchor);
-        if passed <= Self::LEAP {
+        if passed < Self::LEAP {
             // No overflow: see `micros`.
             self.micros += passed;
             self.anchor = micros;

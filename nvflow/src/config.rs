@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use nvcapture::wire::Ethernet;
 
+use crate::key::Observed;
 use crate::{Identify, Timeouts};
 
 /// The marker address' first four octets: "NeuV". The group bit is set where it stands for a group address.
@@ -24,11 +25,11 @@ pub enum Observation {
 impl Observation {
     /// The observation point of a frame with this header, and whether its sender is inside.
     #[inline(always)]
-    pub(crate) fn of(self, ethernet: Option<&Ethernet<'_>>) -> (Option<u16>, Option<bool>) {
+    pub(crate) fn of(self, ethernet: Option<&Ethernet<'_>>) -> (Observed, Option<bool>) {
         match (self, ethernet) {
-            (Self::None, _) | (Self::Marker, None) => (None, None),
-            (Self::Fixed(id), _) => (Some(id), None),
             (Self::Marker, Some(ethernet)) => marker(ethernet),
+            (Self::Fixed(id), _) => (Observed::at(id), None),
+            (Self::None, _) | (Self::Marker, None) => (Observed::NONE, None),
         }
     }
 }
@@ -38,14 +39,15 @@ const GROUP: u32 = u32::from_ne_bytes([1, 0, 0, 0]);
 
 /// The observation point in a frame's addresses, and whether the sender is inside.
 #[inline(always)]
-fn marker(ethernet: &Ethernet<'_>) -> (Option<u16>, Option<bool>) {
+fn marker(ethernet: &Ethernet<'_>) -> (Observed, Option<bool>) {
     for (address, sender_inside) in [(ethernet.source(), true), (ethernet.destination(), false)] {
         let [first @ .., high, low] = address;
         if u32::from_ne_bytes(first) & !GROUP == u32::from_ne_bytes(MARKER) {
-            return (Some(u16::from_be_bytes([high, low])), Some(sender_inside));
+            let id = u16::from_be_bytes([high, low]);
+            return (Observed::at(id), Some(sender_inside));
         }
     }
-    (None, None)
+    (Observed::NONE, None)
 }
 
 /// How to meter.

@@ -277,7 +277,8 @@ static TCP_CLASSES: [Class; 256] = {
 #[repr(align(64))]
 pub(crate) struct Step {
     pub(crate) key: FlowKey,
-    pub(crate) hash: u64,
+    /// One half of its hash.
+    pub(crate) hash: u32,
     /// The frame's time. Unit: microseconds since the epoch.
     pub(crate) micros: u64,
     /// The clock's time.
@@ -326,12 +327,16 @@ impl Step {
         sender_inside: None,
     };
 
-    /// Word by word: a whole key would be read back wider than it was written, which stalls.
+    /// Word by word: a whole key would be read back wider than it was written, which stalls. Beside the two words of a short one there stays
+    /// what was of another frame: nobody looks there.
     #[inline(always)]
     pub(crate) const fn set_key(&mut self, key: &FlowKey) {
         self.key.rest[0] = key.rest[0];
-        self.key.rest[1] = key.rest[1];
         self.key.addresses[0] = key.addresses[0];
+        if !key.is_long() {
+            return;
+        }
+        self.key.rest[1] = key.rest[1];
         self.key.addresses[1] = key.addresses[1];
         self.key.addresses[2] = key.addresses[2];
         self.key.addresses[3] = key.addresses[3];
@@ -418,7 +423,7 @@ impl Entry {
             last: step.now as u32,
             marks,
             state,
-            block: TcpBlock::of_hash(step.hash as u32),
+            block: TcpBlock::of_hash(step.hash),
             ..Self::FREE
         }
     }
@@ -605,7 +610,7 @@ impl Entry {
             *ttl = [ttl[0].min(step.ttl), ttl[1].max(step.ttl)];
         }
         self.dscp[side] = step.dscp;
-        if (since_start >> 32 == 0) & (self.duration_high == 0) {
+        if (since_start >> 32) | u64::from(self.duration_high) == 0 {
             self.duration_low = self.duration_low.max(since_start as u32);
         } else {
             self.lasts(since_start);

@@ -60,6 +60,27 @@ pub(crate) mod flag {
     pub(crate) const EXTRA: u64 = ICMP | VLAN | NETWORK;
 }
 
+/// What a key says of the observation point, as it lies in the word behind the addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Observed(u64);
+
+impl Observed {
+    /// That there is none.
+    pub(crate) const NONE: Self = Self(0);
+
+    /// That it is this one.
+    #[inline(always)]
+    pub(crate) const fn at(id: u16) -> Self {
+        Self(((id as u64) << 16) | flag::OBSERVED)
+    }
+
+    /// The bits; none of others is set, which a compiler does not know by itself, and so would ask for flags that it can tell.
+    #[inline(always)]
+    const fn bits(self) -> u64 {
+        self.0 & (0xffff << 16 | flag::OBSERVED)
+    }
+}
+
 impl FlowKey {
     /// The key of a frame with `headers`, and which way the frame goes.
     ///
@@ -69,6 +90,17 @@ impl FlowKey {
     pub fn of(
         headers: &Headers<'_>,
         observation_point: Option<u16>,
+        with_vlan: bool,
+    ) -> (Self, Direction) {
+        let observed = observation_point.map_or(Observed::NONE, Observed::at);
+        Self::of_observed(headers, observed, with_vlan)
+    }
+
+    /// As [`of`](Self::of), of what was observed there.
+    #[inline(always)]
+    pub(crate) fn of_observed(
+        headers: &Headers<'_>,
+        observed: Observed,
         with_vlan: bool,
     ) -> (Self, Direction) {
         let mut flags = flag::PRESENT;
@@ -118,28 +150,17 @@ impl FlowKey {
             flags |= flag::NETWORK;
             extra |= u64::from(id & 0x00ff_ffff) << 12;
         }
-        let observed = match observation_point {
-            Some(id) => {
-                flags |= flag::OBSERVED;
-                u64::from(id)
-            }
-            None => 0,
-        };
         Self::between(
             &headers.ip,
             ports,
-            (observed << 16) | (u64::from(headers.protocol) << 8) | flags,
+            observed.bits() | (u64::from(headers.protocol) << 8) | flags,
             extra,
         )
     }
 
     /// The key of a frame with plain headers, which tells no VLANs apart, and which way the frame goes.
     #[inline(always)]
-    pub(crate) fn of_plain(plain: &Plain<'_>, observation_point: Option<u16>) -> (Self, Direction) {
-        let observed = match observation_point {
-            Some(id) => (u64::from(id) << 16) | flag::OBSERVED,
-            None => 0,
-        };
+    pub(crate) fn of_plain(plain: &Plain<'_>, observed: Observed) -> (Self, Direction) {
         let flags = flag::PRESENT | flag::PORTS;
         let ports = match plain.transport {
             Transport::Tcp(tcp) => tcp.ports(),
@@ -150,7 +171,7 @@ impl FlowKey {
         Self::between(
             &plain.ip,
             ports,
-            observed | (u64::from(plain.protocol) << 8) | flags,
+            observed.bits() | (u64::from(plain.protocol) << 8) | flags,
             0,
         )
     }
@@ -370,6 +391,8 @@ pub struct KeyHasher {
     base: u64,
     /// The same, with what the words come to that are 0 in a key of IPv4.
     base_ipv4: u64,
+    /// And of one that ends behind its second word.
+    base_short: u64,
 }
 
 impl std::fmt::Debug for KeyHasher {
@@ -389,17 +412,20 @@ impl KeyHasher {
         }
         let base = siphash(key, add.len() as u64);
         let absent = [
+            add[4].wrapping_mul(add[5]),
             add[6].wrapping_mul(add[7]),
             add[8].wrapping_mul(add[9]),
             add[10].wrapping_mul(add[11]),
         ];
+        let base_ipv4 = base
+            .wrapping_add(absent[1])
+            .wrapping_add(absent[2])
+            .wrapping_add(absent[3]);
         Self {
             add,
             base,
-            base_ipv4: base
-                .wrapping_add(absent[0])
-                .wrapping_add(absent[1])
-                .wrapping_add(absent[2]),
+            base_ipv4,
+            base_short: base_ipv4.wrapping_add(absent[0]),
         }
     }
 
@@ -412,22 +438,28 @@ impl KeyHasher {
     /// The hash of `key`: 32 bits, in both halves.
     #[inline(always)]
     pub fn hash(&self, key: &FlowKey) -> u64 {
+        Self::whole(self.half(key))
+    }
+
+    /// One half of the hash of `key`.
+    #[inline(always)]
+    pub(crate) fn half(&self, key: &FlowKey) -> u32 {
         let [first, second, third, fourth] = key.addresses;
         let [word, extra] = key.rest;
-        let sum = self
-            .pair(0, first)
-            .wrapping_add(self.pair(2, word))
-            .wrapping_add(self.pair(4, extra));
-        // Whether it is IPv6 is in the word.
-        let sum = sum.wrapping_add(if key.is_ipv6() {
-            self.pair(6, second)
+        let sum = self.pair(0, first).wrapping_add(self.pair(2, word));
+        // Which of the other words there are is in the second one.
+        let rest = if key.is_ipv6() {
+            self.base
+                .wrapping_add(self.pair(4, extra))
+                .wrapping_add(self.pair(6, second))
                 .wrapping_add(self.pair(8, third))
                 .wrapping_add(self.pair(10, fourth))
-                .wrapping_add(self.base)
+        } else if key.has_extra() {
+            self.base_ipv4.wrapping_add(self.pair(4, extra))
         } else {
-            self.base_ipv4
-        });
-        Self::whole(permuted((sum >> 32) as u32))
+            self.base_short
+        };
+        permuted((sum.wrapping_add(rest) >> 32) as u32)
     }
 
     /// The hash one half of which is `half`.
@@ -521,7 +553,7 @@ mod tests {
         let secret = |place: usize| siphash(KEY, place as u64);
         for (addresses, rest) in [
             ([0x0a00_0001_0a00_0002, 0, 0, 0], [0x1234_0000_0640, 0]),
-            ([7, 0, 0, 0], [0x0140, 5 << 36]),
+            ([7, 0, 0, 0], [0x0140 | flag::ICMP, 5 << 36]),
             ([1, 2, 3, u64::MAX], [flag::V6 | 0xffff << 32, u64::MAX]),
             ([u64::MAX; 4], [u64::MAX; 2]),
         ] {

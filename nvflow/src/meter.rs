@@ -308,11 +308,12 @@ impl<'f, A: Ability, F: Iterator<Item = Frame<'f>>, S: Sink> Work for Observing<
         // By `for_each`: a source may know a shorter way from frame to frame than by being asked for each.
         frames.for_each(|frame| {
             let place = taken % LINE;
-            if !metering.take(&frame, &mut line.as_flattened_mut()[place], place) {
-                return;
-            }
             if identifies {
                 kept.as_flattened_mut()[place] = (frame.octets(), frame.meta().link_type);
+            }
+            if !metering.take(&frame, &mut line.as_flattened_mut()[place], place) {
+                // The next frame gets the place.
+                return;
             }
             taken += 1;
             if taken.is_multiple_of(BATCH) {
@@ -366,7 +367,7 @@ impl<S: Sink> Work for Advancing<'_, '_, '_, S> {
         let batch = |before: usize| (turn > before).then(|| (turn - 1 - before) % BATCHES);
         if let Some(batch) = batch(0) {
             for step in &line[batch] {
-                metering.table.prefetch_index(step.hash);
+                metering.table.prefetch_index(KeyHasher::whole(step.hash));
             }
         }
         if let Some(batch) = batch(1) {
@@ -410,6 +411,8 @@ impl Metering {
         self.stats.frames += 1;
         let micros = frame.timestamp().as_micros();
         let now = self.clock.advance(micros);
+        step.micros = micros;
+        step.now = now;
         // A tag in the octets makes a frame not plain; one beside them may be part of the key.
         let is_plain = !self.config.decapsulate
             && frame.meta().vlan.is_none()
@@ -425,12 +428,8 @@ impl Metering {
         if !is_plain {
             // A copy, so that of the plain ones nothing need be in memory.
             let frame = needed(frame);
-            if !self.take_odd(&frame, step, place, now) {
-                return false;
-            }
+            return self.take_odd(&frame, step, place, now);
         }
-        step.micros = micros;
-        step.now = now;
         true
     }
 
@@ -478,20 +477,16 @@ impl Metering {
     /// As [`step`](Self::step), for the frames that nearly all traffic is made of.
     #[inline(always)]
     fn step_plain(&mut self, frame: &Frame<'_>, plain: &Plain<'_>, step: &mut Step) {
-        let (observation_point, sender_inside) = self.config.observation.of(Some(&plain.ethernet));
+        let (observed, sender_inside) = self.config.observation.of(Some(&plain.ethernet));
         let segment = match plain.transport {
             Transport::Tcp(tcp) => Some(Segment::of(tcp)),
             _ => None,
         };
-        let (key, direction) = FlowKey::of_plain(plain, observation_point);
+        let (key, direction) = FlowKey::of_plain(plain, observed);
         step.hash = self.table.hash(&key);
         step.set_key(&key);
-        step.amounts = Amounts::new([
-            1,
-            plain.ip_octets,
-            frame_octets(frame),
-            plain.payload_octets,
-        ]);
+        // No plain frame is too long, nor has this one a tag beside its octets.
+        step.amounts = Amounts::new([1, plain.ip_octets, frame.wire_len(), plain.payload_octets]);
         step.has_segment = segment.is_some();
         step.segment = segment.unwrap_or_default();
         step.direction = direction;
@@ -514,11 +509,9 @@ impl Metering {
     /// Whether a frame, whose outermost packet has `ip_octets`, may stand for more than one packet.
     #[inline(always)]
     fn may_be_super(&self, frame: &Frame<'_>, ip_octets: u32) -> bool {
-        match frame.meta().segment_size {
-            SegmentSize::Whole => false,
-            SegmentSize::Octets(_) => true,
-            SegmentSize::Unknown => ip_octets > self.longest,
-        }
+        let segment_size = frame.meta().segment_size;
+        segment_size != SegmentSize::Whole
+            && (segment_size != SegmentSize::Unknown || ip_octets > self.longest)
     }
 
     /// Counts the frame of `step` as the packets that it stands for.
@@ -561,10 +554,9 @@ impl Metering {
         step: &mut Step,
         now: u64,
     ) {
-        let (observation_point, sender_inside) =
-            self.config.observation.of(headers.ethernet.as_ref());
+        let (observed, sender_inside) = self.config.observation.of(headers.ethernet.as_ref());
         let (mut key, mut direction) =
-            FlowKey::of(headers, observation_point, self.config.vlan_in_key);
+            FlowKey::of_observed(headers, observed, self.config.vlan_in_key);
         if let Some(fragment) = headers.fragment {
             match self
                 .fragments
@@ -623,7 +615,7 @@ impl Metering {
     /// Asks for the entry that a frame in the line may be of.
     #[inline(always)]
     fn look(&self, step: &mut Step) {
-        step.candidate = self.table.candidate(step.hash);
+        step.candidate = self.table.candidate(KeyHasher::whole(step.hash));
         self.table.prefetch_entry(step.candidate);
     }
 

@@ -113,7 +113,7 @@ impl Shards {
             .flatten();
         let headers = inner.as_ref().unwrap_or(&outer);
         let (observed, _) = self.config.observation.of(headers.ethernet.as_ref());
-        let (mut key, direction) = FlowKey::of(headers, observed, self.config.vlan_in_key);
+        let (mut key, direction) = FlowKey::of_observed(headers, observed, self.config.vlan_in_key);
         if let Some(fragment) = headers.fragment
             && let Some(found) =
                 self.fragments

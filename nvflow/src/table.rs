@@ -238,8 +238,8 @@ impl Table {
     }
 
     #[inline(always)]
-    pub(crate) fn hash(&self, key: &FlowKey) -> u64 {
-        self.hasher.hash(key)
+    pub(crate) fn hash(&self, key: &FlowKey) -> u32 {
+        self.hasher.half(key)
     }
 
     /// First of what is asked for ahead of a lookup: the index.
@@ -299,8 +299,9 @@ impl Table {
         if self.is_at(step.candidate, &step.key) {
             return Some(step.candidate);
         }
-        self.index
-            .find(step.hash, |slot| self.is_at(slot, &step.key))
+        self.index.find(KeyHasher::whole(step.hash), |slot| {
+            self.is_at(slot, &step.key)
+        })
     }
 
     #[inline(always)]
@@ -332,7 +333,7 @@ impl Table {
         if step.key.has_extra() {
             self.keys.extra[slot as usize] = step.key.rest[1];
         }
-        self.index.insert(step.hash, slot);
+        self.index.insert(KeyHasher::whole(step.hash), slot);
         self.len += 1;
         if let Some(tunnel) = tunnel {
             self.tunnels.insert(slot, tunnel);
@@ -498,7 +499,7 @@ impl Table {
         let entry = self.entry(slot);
         match entry.hash() {
             Some(half) => KeyHasher::whole(half),
-            None => self.hash(&self.keys.of(entry, slot)),
+            None => self.hasher.hash(&self.keys.of(entry, slot)),
         }
     }
 

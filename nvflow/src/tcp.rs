@@ -220,7 +220,9 @@ impl TcpBlock {
         let starts = (octets > 0) & in_line & ((waits == wait::NOTHING) | first);
         self.number[side] = pick(starts, end, self.number[side]);
         self.since[side] = pick(starts, time, self.since[side]);
-        self.wait_for(side, pick(starts, wait::ACKNOWLEDGMENT, waits));
+        // What was waited for is nothing, or of an earlier record.
+        let over = u32::from(starts & first) * wait::ALL;
+        self.word[side] = (self.word[side] & !over) | (u32::from(starts) * wait::ACKNOWLEDGMENT);
     }
 
     /// Follows octets of `side` that are not the next ones: `expected` is the number of those.
@@ -303,7 +305,9 @@ const fn smoothed(before: u32, sample: u32) -> u32 {
     // Below 2^24, so what is between them is too.
     let sample = pick(sample < MOST, sample.wrapping_add(1), MOST);
     let difference = sample as i32 - before as i32;
-    pick(before == 0, sample, (before as i32 + difference / 8) as u32)
+    // To the nearest number: always down, times of some microseconds would be told too short.
+    let after = before as i32 + ((difference + 4) >> 3);
+    pick(before == 0, sample, after as u32)
 }
 
 /// What matters of a TCP header.

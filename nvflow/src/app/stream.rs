@@ -49,6 +49,39 @@ pub(super) fn judge(
 /// Octets that Kafka's shortest request has behind its length: key, version, number, and a name of one octet with its length.
 const KAFKA_LEAST: u32 = 11;
 
+/// The kinds of beginnings that are told by their first three octets: of each octet, those that may have it as their first, second and third.
+///
+/// A word of HTTP, or of what is made to be taken for it or to differ from it; a record of TLS; an array of Redis.
+static KINDS: [[u8; 256]; 3] = {
+    const WORD: u8 = 1;
+    const TLS: u8 = 2;
+    const REDIS: u8 = 4;
+    let mut kinds = [[0; 256], [0; 256], [TLS | REDIS; 256]];
+    let mut octet = 0;
+    while octet < 256 {
+        let it = octet as u8;
+        if it.is_ascii_uppercase() || it == b'-' {
+            kinds[0][octet] |= WORD;
+            kinds[1][octet] |= WORD;
+            kinds[2][octet] |= WORD;
+        }
+        if matches!(it, 20..=23) {
+            kinds[0][octet] |= TLS;
+        }
+        if it == b'*' {
+            kinds[0][octet] |= REDIS;
+        }
+        if it == 3 {
+            kinds[1][octet] |= TLS;
+        }
+        if it.is_ascii_digit() {
+            kinds[1][octet] |= REDIS;
+        }
+        octet += 1;
+    }
+    kinds
+};
+
 /// Whether [`judge`] may say anything but no, now or when more comes, whatever is known: a test so short that it can be made of every segment.
 ///
 /// False for nearly all that is not the beginning of a message.
@@ -59,34 +92,30 @@ pub(super) fn may_begin(octets: &[u8]) -> bool {
         return true;
     };
     let word = |at: usize| octets.get(at..).and_then(<[u8]>::first_chunk).copied();
-    let [first, second, third, fourth, fifth, sixth, seventh, eighth] = *head;
-    let is_capital = |octet: u8| octet.is_ascii_uppercase() || octet == b'-';
-    // HTTP, and what is made to be taken for it or to differ from it.
-    let is_word = is_capital(first) & is_capital(second) & is_capital(third);
-    let is_tls = (20..=23).contains(&first) & (second == 3);
-    let is_redis = (first == b'*') & second.is_ascii_digit();
+    let [first, second, third, fourth, fifth, sixth, _, eighth] = *head;
+    let [one, two, three] = [first, second, third].map(usize::from);
+    let is_told = KINDS[0][one] & KINDS[1][two] & KINDS[2][three] != 0;
+    // As numbers, the rest takes a comparison or two for most of what is nothing.
     let little = u32::from_le_bytes([first, second, third, fourth]);
-    let is_mysql = ((little >> 8 == 0) & (first >= 40) & (fifth == 10))
-        | ((little == 0x0100_0020) & (sixth & 0x08 != 0));
+    let both = u64::from_be_bytes(*head);
+    let (high, low) = ((both >> 32) as u32, both as u32);
+    let is_mysql = (little >> 8 == 0 && first >= 40 && fifth == 10)
+        || (little == 0x0100_0020 && sixth & 0x08 != 0);
     let is_mongodb = (26..=48_000_000).contains(&little)
         && word(12)
             .is_none_or(|operation| matches!(u32::from_le_bytes(operation), 2004 | 2012 | 2013));
-    let code = u32::from_be_bytes([fifth, sixth, seventh, eighth]);
     let is_postgresql =
-        (first | second == 0) & ((code >> 8 == 0x300) | matches!(code, 80_877_102..=80_877_104));
-    let length = u16::from_be_bytes([first, second]);
-    let is_dns = (length >= 12)
-        & matches!(fifth >> 3 & 0x0f, 0 | 1 | 4 | 5)
-        & (sixth & 0x40 == 0)
-        & (seventh == 0)
-        & ((eighth <= 1) | (octets.len() < 14));
-    let is_kafka = (u32::from_be_bytes([first, second, third, fourth]) >= KAFKA_LEAST)
-        & (first | fifth | seventh == 0)
-        & (sixth < 100)
-        & (eighth < 20)
+        high >> 16 == 0 && (low >> 8 == 0x300 || matches!(low, 80_877_102..=80_877_104));
+    // Operations 0, 1, 4 and 5, a bit that is none, and a number of questions below 256.
+    let is_dns = high >> 16 >= 12 && low & 0x5040_ff00 == 0 && (eighth <= 1 || octets.len() < 14);
+    // Below 16 million octets; neither keys nor versions have come near 256.
+    let is_kafka = (KAFKA_LEAST..1 << 24).contains(&high)
+        && low & 0xff00_ff00 == 0
+        && sixth < 100
+        && eighth < 20
         && word(8).is_none_or(|[a, b, ..]| a | b == 0)
         && octets.get(13).is_none_or(|octet| *octet > 0);
-    is_word | is_tls | is_redis | is_mysql | is_mongodb | is_postgresql | is_dns | is_kafka
+    is_told || is_mysql || is_mongodb || is_postgresql || is_dns || is_kafka
 }
 
 /// What the first parser says that does not say no: one that says maybe goes before those behind it.
