@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, IsTerminal, Read};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -37,11 +38,11 @@ use crate::signals::Interrupt;
 use crate::target::Target;
 use crate::watch;
 
-/// How often, at most, a live run looks at signals and clocks; how rarely, see [`Live::patience`].
+/// How often, at most, a live run looks at clocks; how rarely, see [`Live::patience`].
 const TICK: Duration = Duration::from_millis(100);
-/// How long frames are waited for before something else is looked at: longer than a block of a ring is kept back, so that while frames come
-/// nothing else wakes, which costs as much as a thousand of them.
-const WAIT: Duration = Duration::from_millis(250);
+/// How long frames are waited for before something else is looked at, but for signals: longer than a block of a ring is kept back, so that while
+/// frames come nothing else wakes, which costs as much as a thousand of them.
+const WAIT: Duration = Duration::from_secs(1);
 /// Frames reach us this much later than they came, at most: the ring keeps them until a block is full or due.
 const LATENESS: Duration = Duration::from_millis(500);
 /// Enough for Ethernet, two tags, IPv6 with extension headers and TCP with all options.
@@ -952,6 +953,10 @@ pub(crate) fn metering(
         if let Some(until) = until {
             wait = wait.min(until.saturating_duration_since(now));
         }
+        if !stopped {
+            interrupt.asked_before(ring.as_fd(), wait);
+            wait = Duration::ZERO;
+        }
         match ring.next_block(Some(wait)) {
             Ok(Next::Block(block)) => {
                 has_news = true;
@@ -989,7 +994,7 @@ pub(crate) fn metering(
             return Ok(None);
         }
         let now = Instant::now();
-        let is_over = until.is_some_and(|until| now >= until);
+        let is_over = !stopped && (interrupt.is_asked() || until.is_some_and(|until| now >= until));
         if now < due && !is_over {
             continue;
         }
@@ -1001,7 +1006,7 @@ pub(crate) fn metering(
             recorder.expire(frame_clock());
         }
         out.tick(ring, meter, &tally).map_err(output)?;
-        if !stopped && (interrupt.is_asked() || is_over) {
+        if is_over {
             ring.stop().map_err(|error| {
                 CliError::new(format!("cannot end the reading of {BRIDGE}")).caused_by(&error)
             })?;
