@@ -150,7 +150,7 @@ impl Ring {
 
     /// The next block that the kernel has handed over; waits up to `wait`, or for ever when it is `None`.
     ///
-    /// Signals do not end the wait; who must notice one waits in slices.
+    /// Signals do not end the wait; who must notice one waits in slices, or for the ring's descriptor beside something else.
     ///
     /// # Errors
     /// [`Error::InterfaceDown`], once, when the interface goes down and all frames before that were handed out; calling
@@ -241,7 +241,10 @@ impl Ring {
                 (Some(left), Some(slice)) => Some(left.min(slice)),
                 (left, slice) => left.or(slice),
             };
-            self.poll(timeout)?;
+            if self.poll(timeout)? {
+                // It may be told at once, and who waits for the descriptor will not be woken again.
+                continue;
+            }
             if left.is_some_and(|left| left.is_zero()) && !self.mapping.is_ready(self.tally.cursor)
             {
                 return Ok(Some(Next::TimedOut));
@@ -286,7 +289,8 @@ impl Ring {
         }
     }
 
-    fn poll(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+    /// Waits for the kernel; tells whether it said that the interface is down.
+    fn poll(&mut self, timeout: Option<Duration>) -> Result<bool, Error> {
         let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
             // Rounded up, so that a wait does not end early and spin through its last millisecond.
             let ms = timeout.as_nanos().div_ceil(1_000_000);
@@ -298,7 +302,7 @@ impl Ring {
         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, timeout) {
             Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(()),
+            Err(Errno::EINTR) => return Ok(false),
             Err(errno) => return Err(self.socket.failed("poll", errno.into())),
         }
         let revents = fds[0].revents().unwrap_or(PollFlags::POLLERR);
@@ -313,10 +317,11 @@ impl Ring {
                         why: Some(error),
                         give_up: None,
                     };
+                    return Ok(true);
                 }
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn read_counts(&mut self) -> Result<(), Error> {
@@ -397,8 +402,9 @@ impl Ring {
     }
 }
 
-/// Readable when a block is ready; then call [`Ring::next_block`] with no time to wait until it answers
-/// [`Next::TimedOut`].
+/// Readable when a block is ready, or the interface goes down; then call [`Ring::next_block`] with no time to wait until it answers
+/// [`Next::TimedOut`]. That an interface which is down was removed is not told by it, nor, all of the time, when a ring that is down or was
+/// stopped has handed out its last block: then wait by `next_block`, or ask it from time to time.
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -648,16 +654,18 @@ impl<'b> Frames<'b> {
         for line in [0, 64, 128] {
             prefetch_behind(head, later.wrapping_add(line));
         }
-        // No walk has more steps than there are frames, wherever this leads.
-        walk.at = walk.at.wrapping_add(next_offset);
+        let next = walk.at.saturating_add(next_offset);
         if self.segment_sizes && u32_at(head, 20) & libc::TP_STATUS_USER == 0 {
+            walk.at = next;
             walk.read += 1;
             walk.holes += 1;
             return Found::Hole;
         }
+        // A walk that ends here stays here: what is behind belongs to nobody.
         let Some(place) = self.place(head, behind) else {
             return Found::End;
         };
+        walk.at = next;
         walk.read += 1;
         walk.wire_octets += u64::from(u32_at(head, 16));
         walk.truncated += u32::from(u32_at(head, 12) < u32_at(head, 16));
@@ -673,7 +681,7 @@ impl<'b> Frames<'b> {
             // What the kernel was asked for lies right before the octets.
             let behind = behind.get(mac.wrapping_sub(VNET_HDR_LEN)..)?;
             let (vnet_hdr, octets) = behind
-                .get(..VNET_HDR_LEN + snaplen)?
+                .get(..VNET_HDR_LEN.saturating_add(snaplen))?
                 .split_first_chunk::<VNET_HDR_LEN>()?;
             (octets, segment_size(vnet_hdr))
         } else {
@@ -934,6 +942,30 @@ mod tests {
                 let seen = frames(&octets, places.len(), segment_sizes, &furthest);
                 assert_eq!(seen.count(), 2 * expected, "{mac}, {segment_sizes}");
             }
+        }
+    }
+
+    #[test]
+    fn a_walk_that_has_ended_goes_on_nowhere() {
+        let places = [TAKEN; 4].map(Place::new);
+        let whole = block(&places);
+        let second = BLOCK_DESC_LEN - Lent::BASE + (MAC + 20_usize).next_multiple_of(16);
+        for (at, value) in [(12, u32::MAX), (12, 1 << 20), (24, 0)] {
+            let mut octets = whole.clone();
+            octets[second + at..][..4].copy_from_slice(&value.to_ne_bytes());
+            let furthest = Cell::new(Walk::starting(BLOCK_DESC_LEN));
+            let mut walk = frames(&octets, places.len(), true, &furthest);
+            assert!(walk.next().is_some());
+            for _ in 0..3 {
+                assert!(walk.next().is_none(), "{at}, {value}");
+            }
+            drop(walk);
+            // As who drops the block does.
+            let mut rest = frames(&octets, places.len(), true, &furthest);
+            rest.walk = furthest.get();
+            assert_eq!(rest.by_ref().count(), 0, "{at}, {value}");
+            drop(rest);
+            assert_eq!(furthest.get().read, 1, "{at}, {value}");
         }
     }
 

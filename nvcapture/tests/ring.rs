@@ -66,6 +66,10 @@ fn main() -> std::process::ExitCode {
         privileged("missing_interface_is_named", missing_interface),
         privileged("interface_that_is_down_is_named", interface_down_at_open),
         privileged("interface_goes_down_and_up_again", down_and_up),
+        privileged(
+            "down_is_told_to_who_does_not_wait",
+            down_is_told_to_who_does_not_wait,
+        ),
         privileged("interface_removed_while_waiting", removed),
         privileged("waiting_ends_in_time_without_frames", waiting_ends),
         privileged("a_ring_can_move_to_another_thread_and_namespace", moves),
@@ -895,6 +899,22 @@ fn down_and_up() -> Test {
     let after = (received("right")?.0 - before) as usize;
     assert!(after > 5);
     assert_eq!((kept.len(), stats.frames as usize), (after, 5 + after));
+    Ok(())
+}
+
+fn down_is_told_to_who_does_not_wait() -> Test {
+    let pair = Pair::new()?;
+    let mut ring = Ring::open(&small(), "right")?;
+    assert!(matches!(
+        ring.next_block(Some(Duration::ZERO))?,
+        Next::TimedOut
+    ));
+    pair.set_down("right")?;
+    let told = ring.next_block(Some(Duration::ZERO));
+    assert!(
+        matches!(&told, Err(Error::InterfaceDown { interface }) if interface == "right"),
+        "{told:?}"
+    );
     Ok(())
 }
 

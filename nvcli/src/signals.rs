@@ -73,14 +73,14 @@ impl Interrupt {
 
     /// Asks for the end, as a signal does.
     pub(crate) fn ask(&self) {
-        self.0.is_asked.store(true, Ordering::Relaxed);
+        self.0.is_asked.store(true, Ordering::Release);
         // It can only fail where it is readable already.
         let _ = self.0.wake.write(1);
     }
 
     /// Whether a signal came.
     pub(crate) fn is_asked(&self) -> bool {
-        self.0.is_asked.load(Ordering::Relaxed)
+        self.0.is_asked.load(Ordering::Acquire)
     }
 
     /// Waits until there is something to read from `source`, the end is asked for, or for as long as `wait`; gives whether it was woken by the second.

@@ -59,6 +59,8 @@ impl Fragments {
         // Where the ports and ICMP's type are in a whole key.
         identity.rest[0] |= u64::from(fragment.identification) << 32;
         identity.rest[1] |= (key.way(direction) as u64) << flag::TYPE_CODE;
+        // So that there is a last word.
+        identity.rest[0] |= flag::ICMP;
         let set = &mut self.sets[hasher.hash(&identity) as usize % SETS];
         let known = set
             .iter()

@@ -446,6 +446,7 @@ impl KeyHasher {
     pub(crate) fn half(&self, key: &FlowKey) -> u32 {
         let [first, second, third, fourth] = key.addresses;
         let [word, extra] = key.rest;
+        debug_assert!(key.is_long() || extra == 0);
         let sum = self.pair(0, first).wrapping_add(self.pair(2, word));
         // Which of the other words there are is in the second one.
         let rest = if key.is_ipv6() {

@@ -6,9 +6,9 @@ use crate::{Frame, LinkType};
 /// The headers of a plain frame: Ethernet without a tag in the octets, IP without options, extension headers or fragments, TCP or UDP
 /// whose header was kept.
 ///
-/// Says of such a frame what [`Headers`](super::Headers) says, and of any other nothing; nor of one that says to have had more than 2^30 octets,
-/// or whose TCP header says to be shorter than one is. It is small enough for registers: nothing of it is written to memory and read back, which is
-/// why metering tries it first.
+/// Says of such a frame what [`Headers`](super::Headers) says, and of any other nothing; nor of one that says to have had more than 2^30 octets
+/// beside its packet's, or whose TCP header says to be shorter than one is, or longer than the packet. It is small enough for registers: nothing of
+/// it is written to memory and read back, which is why metering tries it first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plain<'f> {
     /// The Ethernet header.
